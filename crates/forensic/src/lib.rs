@@ -1,0 +1,1 @@
+//! stella-forensic-verify
