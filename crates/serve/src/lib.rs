@@ -1,1 +1,29 @@
-//! stella-serve
+//! The shell around every service: configuration, telemetry, mTLS, who may call what, health, and a graceful end.
+//!
+//! A service loads its configuration ([`config::load`]), starts its [`Shell`], gets from it the [`Upstream`]s that it calls,
+//! and hands it its gRPC services and REST routes with [`Shell::serve`]. A request's way in: `listener` (TCP, TLS, the
+//! peer's identity) → `door` (method table, tenant, deadline, size; log and metrics on the way out) → the service.
+//! What the service sees of the caller is [`access::Caller`].
+//!
+//! [`Upstream`]: upstream::Upstream
+
+pub mod access;
+pub mod client;
+pub mod config;
+mod door;
+pub mod fs;
+mod listener;
+mod ops;
+pub mod pki;
+pub mod problem;
+mod reload;
+pub mod shell;
+mod telemetry;
+mod tls;
+pub mod upstream;
+
+pub use door::RestMethod;
+pub use reload::LoadError;
+pub use shell::{Rest, ServiceSet, Shell, ShellError};
+pub use telemetry::TelemetryError;
+pub use tls::{IdentityError, PeerNotExpected, TlsError, install_provider};

@@ -1,0 +1,162 @@
+//! Accepts connections, lets each prove who it is, and serves HTTP/2 and HTTP/1.1 on it.
+//!
+//! Each connection is a task of its own from the first byte, so that a slow handshake delays nobody.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, info, warn};
+
+use crate::config::ServerConfig;
+use crate::door::{Door, Hall};
+use crate::tls::{Material, Peer, handshake_reason};
+
+/// What the connections of a server share.
+#[derive(Clone)]
+pub(crate) struct Listening {
+    pub(crate) hall: Arc<Hall>,
+    pub(crate) material: Arc<ArcSwap<Material>>,
+    /// Grows when other authorities certify the callers: then each connection has to prove itself anew.
+    pub(crate) callers: watch::Receiver<u64>,
+    pub(crate) http: Builder<TokioExecutor>,
+    pub(crate) handshake_timeout: Duration,
+    pub(crate) room: Arc<Semaphore>,
+    /// No new connections; open ones end when their calls have ended.
+    pub(crate) stop: CancellationToken,
+    /// Open connections end at once.
+    pub(crate) kill: CancellationToken,
+    pub(crate) tasks: TaskTracker,
+}
+
+/// HTTP as this server speaks it.
+pub(crate) fn http(config: &ServerConfig) -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_secs(30));
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(config.keepalive())
+        .keep_alive_timeout(Duration::from_secs(20))
+        .max_concurrent_streams(config.max_concurrent_streams.get())
+        .max_header_list_size(64 << 10);
+    builder
+}
+
+/// Accepts until it is told to stop.
+pub(crate) async fn run(listener: TcpListener, listening: Listening) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = listening.stop.cancelled() => return,
+        };
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Mostly: no more file descriptors. Trying at once would only burn the processor.
+                warn!(%error, "connection not accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let Ok(room) = listening.room.clone().try_acquire_owned() else {
+            metrics::counter!("stella_connections_refused_total").increment(1);
+            warn!(peer = %address, reason = "too_many", "connection closed");
+            continue;
+        };
+        let connection = Connection {
+            listening: listening.clone(),
+            address,
+            _room: room,
+        };
+        listening.tasks.spawn(connection.run(stream));
+    }
+}
+
+struct Connection {
+    listening: Listening,
+    address: SocketAddr,
+    _room: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    async fn run(mut self, stream: TcpStream) {
+        // What the authorities are from here on is what the handshake sees or what comes after it.
+        self.listening.callers.mark_unchanged();
+        if let Err(error) = stream.set_nodelay(true) {
+            debug!(peer = %self.address, %error, "connection lost");
+            return;
+        }
+        let Some((stream, peer)) = self.handshake(stream).await else {
+            return;
+        };
+        let open = metrics::gauge!("stella_connections");
+        open.increment(1.0);
+        self.serve(stream, peer).await;
+        open.decrement(1.0);
+    }
+
+    async fn handshake(&self, stream: TcpStream) -> Option<(TlsStream<TcpStream>, Peer)> {
+        let acceptor = TlsAcceptor::from(self.listening.material.load().server.clone());
+        let handshake = tokio::time::timeout(self.listening.handshake_timeout, acceptor.accept(stream));
+        let accepted = tokio::select! {
+            accepted = handshake => accepted,
+            () = self.listening.stop.cancelled() => return None,
+        };
+        let (reason, error) = match accepted {
+            Ok(Ok(stream)) => match peer_of(&stream) {
+                Some(peer) => return Some((stream, peer)),
+                None => ("other", "the peer has no identity".to_owned()),
+            },
+            Ok(Err(error)) => (handshake_reason(&error), error.to_string()),
+            Err(_) => ("timeout", "the handshake took too long".to_owned()),
+        };
+        metrics::counter!("stella_tls_handshake_failures_total", "reason" => reason).increment(1);
+        info!(peer = %self.address, reason, error, "handshake failed");
+        None
+    }
+
+    async fn serve(&mut self, stream: TlsStream<TcpStream>, peer: Peer) {
+        let door = Door {
+            hall: self.listening.hall.clone(),
+            peer: Arc::new(peer),
+        };
+        let connection = self.listening.http.serve_connection(TokioIo::new(stream), door);
+        let mut connection = std::pin::pin!(connection);
+        let stop = self.listening.stop.clone();
+        let kill = self.listening.kill.clone();
+        let mut is_ending = false;
+        loop {
+            tokio::select! {
+                ended = connection.as_mut() => {
+                    if let Err(error) = ended {
+                        debug!(peer = %self.address, error, "connection ended");
+                    }
+                    return;
+                }
+                () = stop.cancelled(), if !is_ending => {}
+                Ok(()) = self.listening.callers.changed(), if !is_ending => {}
+                () = kill.cancelled() => return,
+            }
+            is_ending = true;
+            connection.as_mut().graceful_shutdown();
+        }
+    }
+}
+
+fn peer_of(stream: &TlsStream<TcpStream>) -> Option<Peer> {
+    let (_, session) = stream.get_ref();
+    Peer::of(session.peer_certificates()?.first()?).ok()
+}
