@@ -1,0 +1,533 @@
+//! The trust roots: everything that a verdict is allowed to believe.
+//!
+//! One canonical JSON document (RFC 8785) names the configured keys with their purpose, the signed key history, the
+//! logs, the witnesses and the receipt keys. Its digest stands in every report, so a verdict says by which set it was
+//! reached. Nothing else is ever trusted: no key from a bundle, a hint or a log entry.
+
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use serde_json::{Map, Value, json};
+
+use crate::canonical;
+use crate::checkpoint::LogKey;
+use crate::digest::Digest;
+use crate::history::{HistoryError, HistoryKey, KeyHistory, KeyState};
+use crate::json::{self, JsonError};
+use crate::key::{KeyError, KeyId, VerifyingKey};
+use crate::note::{NoteError, NoteKey};
+use crate::timestamp::Timestamp;
+
+/// The format's version that is written and read.
+const VERSION: u64 = 1;
+
+/// Most entries of one list.
+const MAX_ENTRIES: usize = 10_000;
+
+/// What a configured key is for; a key has exactly one purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Signs statements.
+    Attestation,
+    /// Signs the versions of the key history.
+    KeyHistory,
+    /// Signs slices, reports and kits.
+    Manifest,
+    /// Signs checkpoints of the audit log.
+    Audit,
+}
+
+impl Purpose {
+    /// The purpose as it stands in the document.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Attestation => "attestation",
+            Self::KeyHistory => "key-history",
+            Self::Manifest => "manifest",
+            Self::Audit => "audit",
+        }
+    }
+}
+
+/// A key that the trust roots configure.
+#[derive(Clone, Debug)]
+pub struct ConfiguredKey {
+    /// The public half.
+    pub key: VerifyingKey,
+    /// What it is for.
+    pub purpose: Purpose,
+    /// Who stands behind it.
+    pub issuer: String,
+    /// Tenants it may sign for; `*` is any.
+    pub tenants: Vec<String>,
+    /// Patterns of predicateTypes it may sign.
+    pub predicate_types: Vec<String>,
+}
+
+/// A log whose checkpoints count.
+#[derive(Clone, Debug)]
+pub struct TrustedLog {
+    /// Origin, key and log id.
+    pub key: LogKey,
+    /// Where Sigstore clients find it.
+    pub base_url: String,
+    /// Set when two roots for one size were seen: its checkpoints count no more.
+    pub distrusted: bool,
+}
+
+/// A key that may verify an attestation, with what is known of its validity.
+#[derive(Clone, Copy, Debug)]
+pub struct AttestationKey<'a> {
+    /// The public half.
+    pub key: &'a VerifyingKey,
+    /// Who stands behind it.
+    pub issuer: &'a str,
+    /// Tenants it may sign for.
+    pub tenants: &'a [String],
+    /// Patterns of predicateTypes it may sign.
+    pub predicate_types: &'a [String],
+    /// Its place in the key history; configured keys are active.
+    pub state: KeyState,
+    /// Entries with a later trusted time are refused.
+    pub retired_at: Option<Timestamp>,
+    /// Entries with this or a later trusted time are refused.
+    pub revoked_at: Option<Timestamp>,
+}
+
+impl AttestationKey<'_> {
+    /// Whether a signature that existed by `time` counts.
+    ///
+    /// # Errors
+    /// The reason code: `KEY_PREPARED`, `KEY_RETIRED` or `KEY_REVOKED`. Without a time only active keys count.
+    pub fn valid_at(&self, time: Option<Timestamp>) -> Result<(), &'static str> {
+        match (self.state, time) {
+            (KeyState::Active, _) => Ok(()),
+            (KeyState::Prepared, _) => Err("KEY_PREPARED"),
+            (KeyState::Retired, Some(time)) if self.retired_at.is_some_and(|end| time <= end) => Ok(()),
+            (KeyState::Retired, _) => Err("KEY_RETIRED"),
+            (KeyState::Revoked, Some(time))
+                if self.revoked_at.is_some_and(|end| time < end)
+                    && self.retired_at.is_none_or(|end| time <= end) =>
+            {
+                Ok(())
+            }
+            (KeyState::Revoked, _) => Err("KEY_REVOKED"),
+        }
+    }
+}
+
+/// Why a trust-root document is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum TrustError {
+    /// It is not strict JSON.
+    #[error("trust roots are not valid JSON")]
+    Json(#[from] JsonError),
+    /// A member is missing, unknown or of the wrong form.
+    #[error("`{path}` of the trust roots is missing, unknown or malformed")]
+    Malformed {
+        /// Path of the member.
+        path: String,
+    },
+    /// A key does not parse.
+    #[error("the key at `{path}` does not parse")]
+    Key {
+        /// Path of the member.
+        path: String,
+        /// Why.
+        source: KeyError,
+    },
+    /// A log's or a witness's key does not parse.
+    #[error("the note key at `{path}` does not parse")]
+    Note {
+        /// Path of the member.
+        path: String,
+        /// Why.
+        source: NoteError,
+    },
+    /// The key history does not hold.
+    #[error("the key history does not hold")]
+    History(#[from] HistoryError),
+    /// It names timestamp authorities, which this version cannot judge.
+    #[error("timestamp authorities are not supported yet")]
+    TimestampAuthorities,
+}
+
+impl TrustError {
+    /// The reason code.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Json(_) | Self::Malformed { .. } | Self::Key { .. } | Self::Note { .. } => {
+                "TRUST_ROOTS_MALFORMED"
+            }
+            Self::History(error) => error.reason(),
+            Self::TimestampAuthorities => "TSA_UNKNOWN",
+        }
+    }
+}
+
+/// The whole set, parsed; see the module's text.
+#[derive(Clone, Debug)]
+pub struct TrustRoots {
+    keys: Vec<ConfiguredKey>,
+    history: Option<KeyHistory>,
+    logs: Vec<TrustedLog>,
+    witnesses: Vec<NoteKey>,
+    receipt_keys: Vec<VerifyingKey>,
+    canonical: Vec<u8>,
+    digest: Digest,
+}
+
+impl TrustRoots {
+    /// Puts a set together from its parts.
+    pub fn new(
+        keys: Vec<ConfiguredKey>,
+        history: Option<KeyHistory>,
+        logs: Vec<TrustedLog>,
+        witnesses: Vec<NoteKey>,
+        receipt_keys: Vec<VerifyingKey>,
+    ) -> Self {
+        let mut roots = Self {
+            keys,
+            history,
+            logs,
+            witnesses,
+            receipt_keys,
+            canonical: Vec::new(),
+            digest: Digest::of(b""),
+        };
+        roots.seal();
+        roots
+    }
+
+    fn seal(&mut self) {
+        self.canonical = canonical::to_vec(&self.to_value());
+        self.digest = Digest::of(&self.canonical);
+    }
+
+    /// Reads the format `stella`. The digest is that of its canonical form.
+    ///
+    /// # Errors
+    /// [`TrustError`] names the member at fault; an unknown member is one.
+    pub fn parse(bytes: &[u8]) -> Result<Self, TrustError> {
+        let document = json::parse(bytes, &json::Limits::default())?;
+        let root = Reader {
+            value: &document,
+            path: String::new(),
+        };
+        root.only(&[
+            "version",
+            "keys",
+            "keyHistory",
+            "logs",
+            "witnesses",
+            "receiptKeys",
+            "timestampAuthorities",
+        ])?;
+        if root.value["version"].as_u64() != Some(VERSION) {
+            return Err(root.malformed("version"));
+        }
+        let keys = root.list("keys", configured_key)?;
+        let envelopes = root.list("keyHistory", |entry| Ok(canonical::to_vec(entry.value)))?;
+        let history = if envelopes.is_empty() {
+            None
+        } else {
+            Some(KeyHistory::parse(
+                &envelopes,
+                &purpose_keys(&keys, Purpose::KeyHistory),
+            )?)
+        };
+        let logs = root.list("logs", trusted_log)?;
+        let witnesses = root.list("witnesses", |entry| {
+            NoteKey::parse(entry.as_text()?).map_err(|source| TrustError::Note {
+                path: entry.path.clone(),
+                source,
+            })
+        })?;
+        let receipt_keys = root.list("receiptKeys", |entry| entry.as_key())?;
+        if !root.list("timestampAuthorities", |_| Ok(()))?.is_empty() {
+            return Err(TrustError::TimestampAuthorities);
+        }
+        Ok(Self::new(keys, history, logs, witnesses, receipt_keys))
+    }
+
+    fn to_value(&self) -> Value {
+        let keys: Vec<Value> = self
+            .keys
+            .iter()
+            .map(|key| {
+                json!({
+                    "issuer": key.issuer, "keyId": key.key.key_id().to_string(), "predicateTypes": key.predicate_types,
+                    "purpose": key.purpose.as_str(), "spki": BASE64_STANDARD.encode(key.key.spki()),
+                    "tenants": key.tenants,
+                })
+            })
+            .collect();
+        let history: Vec<Value> = self
+            .history
+            .iter()
+            .flat_map(KeyHistory::envelopes)
+            .map(|bytes| serde_json::from_slice(bytes).expect("a canonical envelope is JSON"))
+            .collect();
+        let logs: Vec<Value> = self
+            .logs
+            .iter()
+            .map(|log| {
+                let mut value = Map::new();
+                value.insert("baseUrl".into(), log.base_url.clone().into());
+                value.insert("origin".into(), log.key.origin.clone().into());
+                value.insert(
+                    "publicKey".into(),
+                    BASE64_STANDARD.encode(log.key.key.spki()).into(),
+                );
+                if log.distrusted {
+                    value.insert("distrusted".into(), true.into());
+                }
+                Value::Object(value)
+            })
+            .collect();
+        let receipt_keys: Vec<String> = self
+            .receipt_keys
+            .iter()
+            .map(|key| BASE64_STANDARD.encode(key.spki()))
+            .collect();
+        json!({
+            "keyHistory": history,
+            "keys": keys,
+            "logs": logs,
+            "receiptKeys": receipt_keys,
+            "timestampAuthorities": [],
+            "version": VERSION,
+            "witnesses": self.witnesses.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        })
+    }
+
+    /// The document's bytes: RFC 8785 JSON.
+    pub fn to_canonical(&self) -> &[u8] {
+        &self.canonical
+    }
+
+    /// SHA-256 of [`to_canonical`](Self::to_canonical).
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// The set with another key history.
+    #[must_use]
+    pub fn with_history(mut self, history: KeyHistory) -> Self {
+        self.history = Some(history);
+        self.seal();
+        self
+    }
+
+    /// The set with the log `log_id` distrusted.
+    #[must_use]
+    pub fn with_distrusted(mut self, log_id: &[u8; 32]) -> Self {
+        for log in self.logs.iter_mut().filter(|log| log.key.log_id == *log_id) {
+            log.distrusted = true;
+        }
+        self.seal();
+        self
+    }
+
+    /// The key history, if there is one.
+    pub fn history(&self) -> Option<&KeyHistory> {
+        self.history.as_ref()
+    }
+
+    /// The configured keys of one purpose.
+    pub fn keys_for(&self, purpose: Purpose) -> Vec<&VerifyingKey> {
+        purpose_keys(&self.keys, purpose)
+    }
+
+    /// Every key that may have signed an attestation: the configured ones and those of the history.
+    pub fn attestation_keys(&self) -> impl Iterator<Item = AttestationKey<'_>> {
+        let configured = self
+            .keys
+            .iter()
+            .filter(|key| key.purpose == Purpose::Attestation)
+            .map(|key| AttestationKey {
+                key: &key.key,
+                issuer: &key.issuer,
+                tenants: &key.tenants,
+                predicate_types: &key.predicate_types,
+                state: KeyState::Active,
+                retired_at: None,
+                revoked_at: None,
+            });
+        let of_history = self
+            .history
+            .iter()
+            .flat_map(|history| history.keys())
+            .map(history_key);
+        configured.chain(of_history)
+    }
+
+    /// The trusted log of this id.
+    pub fn log(&self, log_id: &[u8; 32]) -> Option<&TrustedLog> {
+        self.logs.iter().find(|log| log.key.log_id == *log_id)
+    }
+
+    /// Every trusted log.
+    pub fn logs(&self) -> &[TrustedLog] {
+        &self.logs
+    }
+
+    /// The witnesses whose cosignatures count.
+    pub fn witnesses(&self) -> &[NoteKey] {
+        &self.witnesses
+    }
+
+    /// The keys whose receipts count.
+    pub fn receipt_keys(&self) -> &[VerifyingKey] {
+        &self.receipt_keys
+    }
+
+    /// The logs as a Sigstore `trusted_root.json` (protobuf-specs TrustedRoot v0.1), for any Sigstore client.
+    pub fn to_sigstore(&self) -> Value {
+        let trusted = self.logs.iter().filter(|log| !log.distrusted);
+        let tlogs: Vec<Value> = trusted
+            .map(|log| {
+                json!({
+                    "baseUrl": log.base_url,
+                    "hashAlgorithm": "SHA2_256",
+                    "logId": {"keyId": BASE64_STANDARD.encode(log.key.log_id)},
+                    "publicKey": {
+                        "keyDetails": log.key.key.key_details(),
+                        "rawBytes": BASE64_STANDARD.encode(log.key.key.spki()),
+                        "validFor": {"start": "1970-01-01T00:00:00Z"},
+                    },
+                })
+            })
+            .collect();
+        json!({"mediaType": "application/vnd.dev.sigstore.trustedroot+json;version=0.1", "tlogs": tlogs})
+    }
+}
+
+fn history_key(key: &HistoryKey) -> AttestationKey<'_> {
+    AttestationKey {
+        key: &key.key,
+        issuer: &key.issuer,
+        tenants: &key.tenants,
+        predicate_types: &key.predicate_types,
+        state: key.state,
+        retired_at: key.retired_at,
+        revoked_at: key.revoked_at,
+    }
+}
+
+fn purpose_keys(keys: &[ConfiguredKey], purpose: Purpose) -> Vec<&VerifyingKey> {
+    keys.iter()
+        .filter(|key| key.purpose == purpose)
+        .map(|key| &key.key)
+        .collect()
+}
+
+fn configured_key(entry: &Reader<'_>) -> Result<ConfiguredKey, TrustError> {
+    entry.only(&["keyId", "purpose", "issuer", "spki", "tenants", "predicateTypes"])?;
+    let key = entry.at("spki")?.as_key()?;
+    if entry.text("keyId")?.parse::<KeyId>().ok().as_ref() != Some(key.key_id()) {
+        return Err(entry.malformed("keyId"));
+    }
+    let purpose = match entry.text("purpose")? {
+        "attestation" => Purpose::Attestation,
+        "key-history" => Purpose::KeyHistory,
+        "manifest" => Purpose::Manifest,
+        "audit" => Purpose::Audit,
+        _ => return Err(entry.malformed("purpose")),
+    };
+    Ok(ConfiguredKey {
+        key,
+        purpose,
+        issuer: entry.text("issuer")?.to_owned(),
+        tenants: entry.list("tenants", |item| Ok(item.as_text()?.to_owned()))?,
+        predicate_types: entry.list("predicateTypes", |item| Ok(item.as_text()?.to_owned()))?,
+    })
+}
+
+fn trusted_log(entry: &Reader<'_>) -> Result<TrustedLog, TrustError> {
+    entry.only(&["origin", "baseUrl", "publicKey", "distrusted"])?;
+    let key = LogKey::new(entry.text("origin")?, entry.at("publicKey")?.as_key()?).map_err(|source| {
+        TrustError::Note {
+            path: format!("{}/origin", entry.path),
+            source,
+        }
+    })?;
+    let distrusted = match &entry.value["distrusted"] {
+        Value::Null => false,
+        Value::Bool(flag) => *flag,
+        _ => return Err(entry.malformed("distrusted")),
+    };
+    Ok(TrustedLog {
+        key,
+        base_url: entry.text("baseUrl")?.to_owned(),
+        distrusted,
+    })
+}
+
+/// A place in the document, so that a refusal can name it.
+struct Reader<'a> {
+    value: &'a Value,
+    path: String,
+}
+
+impl<'a> Reader<'a> {
+    fn malformed(&self, member: &str) -> TrustError {
+        TrustError::Malformed {
+            path: format!("{}/{member}", self.path),
+        }
+    }
+
+    fn here(&self) -> TrustError {
+        TrustError::Malformed {
+            path: self.path.clone(),
+        }
+    }
+
+    fn only(&self, known: &[&str]) -> Result<(), TrustError> {
+        let object = self.value.as_object().ok_or_else(|| self.here())?;
+        match object.keys().find(|key| !known.contains(&key.as_str())) {
+            Some(unknown) => Err(self.malformed(unknown)),
+            None => Ok(()),
+        }
+    }
+
+    fn at(&self, member: &str) -> Result<Reader<'a>, TrustError> {
+        let value = self.value.get(member).ok_or_else(|| self.malformed(member))?;
+        Ok(Reader {
+            value,
+            path: format!("{}/{member}", self.path),
+        })
+    }
+
+    fn text(&self, member: &str) -> Result<&'a str, TrustError> {
+        self.at(member)?.as_text()
+    }
+
+    fn as_text(&self) -> Result<&'a str, TrustError> {
+        self.value.as_str().ok_or_else(|| self.here())
+    }
+
+    fn as_key(&self) -> Result<VerifyingKey, TrustError> {
+        let der = BASE64_STANDARD.decode(self.as_text()?).map_err(|_| self.here())?;
+        VerifyingKey::from_spki_der(&der).map_err(|source| TrustError::Key {
+            path: self.path.clone(),
+            source,
+        })
+    }
+
+    /// A list that may be absent, which is the same as empty.
+    fn list<T>(
+        &self,
+        member: &str,
+        read: impl Fn(&Reader<'a>) -> Result<T, TrustError>,
+    ) -> Result<Vec<T>, TrustError> {
+        let items = match self.value.get(member) {
+            None => return Ok(Vec::new()),
+            Some(value) => value.as_array().filter(|items| items.len() <= MAX_ENTRIES),
+        };
+        let items = items.ok_or_else(|| self.malformed(member))?;
+        let places = items.iter().enumerate().map(|(index, value)| Reader {
+            value,
+            path: format!("{}/{member}/{index}", self.path),
+        });
+        places.map(|place| read(&place)).collect()
+    }
+}

@@ -1,0 +1,578 @@
+//! Turns evidence into a verdict with its reasons.
+//!
+//! Bytes go in, a [`Report`] comes out, and, if everything that a verdict needs holds, a [`Proof`], which only
+//! [`verify`] can build. The order is: parse, find the trust-root key that signed, judge every log entry, take the
+//! times that others vouch for, judge the key at the earliest of them, then what was asked: subject, kind, evidence,
+//! chain, policy.
+//!
+//! Nobody is believed: keys come from the trust roots alone, and a time counts only if a configured witness
+//! cosigned a checkpoint in which the entry is proven to be included.
+
+use serde_json::{Map, Value, json};
+
+use crate::canonical;
+use crate::checkpoint::Checkpoint;
+use crate::cosignature;
+use crate::digest::Digest;
+use crate::dsse;
+use crate::event::Event;
+use crate::evidence::{Evidence, InclusionProof, LogEntry};
+use crate::hashedrekord;
+use crate::merkle;
+use crate::note::Note;
+use crate::pattern;
+use crate::policy::{Decision, Policy};
+use crate::report::{Check, CheckName, Report, Status, TimeSource, TrustedTime};
+use crate::statement::{self, Kind, Statement};
+use crate::timestamp::Timestamp;
+use crate::trust::{AttestationKey, TrustRoots};
+
+mod chain;
+
+pub use chain::Link;
+
+/// What the evidence is to be held against. The default asks nothing beyond signature, log and time.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Request<'a> {
+    /// A digest that must be among the statement's subjects. An event brings its own.
+    pub subject: Option<Digest>,
+    /// The event that the evidence is to prove: gives subject, kind and evidence digest.
+    pub event: Option<&'a Event>,
+    /// PredicateTypes that prove an INGEST event.
+    pub ingest_types: &'a [String],
+    /// The tenant for whom the key must be allowed to sign; `None` judges predicateTypes alone.
+    pub tenant: Option<&'a str>,
+    /// The time to judge at; `None` is the evidence's own trusted time.
+    pub at: Option<Timestamp>,
+    /// A policy whose gate must allow it.
+    pub policy: Option<&'a Policy>,
+    /// The predecessors that are claimed, oldest first.
+    pub chain: &'a [Link<'a>],
+}
+
+/// A report and, if it is one of success, the proof.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The verdict with its reasons.
+    pub report: Report,
+    /// Present exactly if `report.verified()`.
+    pub proof: Option<Proof>,
+}
+
+/// Evidence that was verified. Only [`verify`] builds one.
+#[derive(Clone, Debug)]
+pub struct Proof {
+    evidence: Evidence,
+    statement: Statement,
+    key_id: String,
+    issuer: String,
+    algorithm: &'static str,
+    trusted_time: Option<TrustedTime>,
+    witnesses: usize,
+    chain: Vec<chain::Proven>,
+}
+
+impl Proof {
+    /// Digest of the envelope's bytes as received.
+    pub fn envelope_digest(&self) -> Digest {
+        self.evidence.envelope_digest
+    }
+
+    /// The statement that was signed.
+    pub fn statement(&self) -> &Statement {
+        &self.statement
+    }
+
+    /// Number of distinct configured witnesses that cosigned.
+    pub fn witnesses(&self) -> usize {
+        self.witnesses
+    }
+
+    /// The time that counts.
+    pub fn trusted_time(&self) -> Option<&TrustedTime> {
+        self.trusted_time.as_ref()
+    }
+
+    /// The log entry that is recorded on the event.
+    fn entry(&self) -> &LogEntry {
+        &self.evidence.log_entries[0]
+    }
+
+    /// The `provenance.dsse` block of an event.
+    pub fn to_dsse(&self) -> Value {
+        let entry = self.entry();
+        let mut rekor = Map::new();
+        rekor.insert("logIndex".into(), entry.log_index.into());
+        rekor.insert("uuid".into(), hex::encode(entry.leaf_hash()).into());
+        rekor.insert("logId".into(), hex::encode(entry.log_id).into());
+        rekor.insert("kind".into(), format!("{}/{}", entry.kind, entry.version).into());
+        if let Some(proof) = &entry.proof {
+            rekor.insert("treeSize".into(), proof.tree_size.into());
+            rekor.insert("rootHash".into(), hex::encode(proof.root).into());
+            rekor.insert("hashes".into(), proof.hashes.iter().map(hex::encode).collect::<Vec<_>>().into());
+            rekor.insert("checkpoint".into(), proof.checkpoint.clone().into());
+        }
+        let mut dsse = Map::new();
+        if let Some(time) = &self.trusted_time {
+            rekor.insert("integratedTime".into(), time.time.unix().into());
+            let block = json!({"source": time.source.as_str(), "time": time.time.to_string()});
+            dsse.insert("trustedTime".into(), block);
+        }
+        dsse.insert("envelopeDigest".into(), self.evidence.envelope_digest.to_string().into());
+        dsse.insert("payloadType".into(), self.evidence.envelope.payload_type.clone().into());
+        let key = json!({"algo": self.algorithm, "issuer": self.issuer, "keyId": self.key_id});
+        dsse.insert("key".into(), key);
+        dsse.insert("rekor".into(), rekor.into());
+        if !self.chain.is_empty() {
+            dsse.insert("chain".into(), self.chain.iter().map(chain::Proven::to_value).collect());
+        }
+        Value::Object(dsse)
+    }
+}
+
+/// Verifies `evidence` (a Sigstore bundle or a bare DSSE envelope, as received) against `roots`.
+///
+/// Refused evidence is an answer, not an error: the report says which checks failed and why.
+pub fn verify(evidence: &[u8], request: &Request<'_>, roots: &TrustRoots) -> Outcome {
+    let mut checks = Checks::default();
+    let parsed = match Evidence::parse(evidence) {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            checks.fail(CheckName::Envelope, error.reason(), error.to_string());
+            return checks.refuse(request, roots);
+        }
+    };
+    checks.pass(CheckName::Envelope, if parsed.is_bundle { "Sigstore bundle" } else { "DSSE envelope" });
+    let statement = match read_statement(&parsed) {
+        Ok(statement) => statement,
+        Err((reason, detail)) => {
+            checks.fail(CheckName::Statement, reason, detail);
+            checks.envelope_digest = Some(parsed.envelope_digest);
+            return checks.refuse(request, roots);
+        }
+    };
+    checks.pass(CheckName::Statement, statement.predicate_type.clone());
+    judge(parsed, statement, checks, request, roots)
+}
+
+fn read_statement(evidence: &Evidence) -> Result<Statement, (&'static str, String)> {
+    if evidence.envelope.payload_type != statement::PAYLOAD_TYPE {
+        return Err(("PAYLOAD_TYPE_UNKNOWN", format!("payloadType `{}`", evidence.envelope.payload_type)));
+    }
+    Statement::parse(&evidence.envelope.payload).map_err(|error| (error.reason(), error.to_string()))
+}
+
+/// The signature that counts and the key that made it.
+struct Signer<'r, 'e> {
+    key: AttestationKey<'r>,
+    signature: &'e [u8],
+}
+
+fn judge(
+    evidence: Evidence,
+    statement: Statement,
+    mut checks: Checks,
+    request: &Request<'_>,
+    roots: &TrustRoots,
+) -> Outcome {
+    let pae = dsse::pae(&evidence.envelope.payload_type, &evidence.envelope.payload);
+    let signer = find_signer(&evidence, &pae, roots);
+    let logged = match &signer {
+        Ok(signer) => judge_log(&evidence, &Digest::of(&pae), signer, roots, &mut checks),
+        Err(_) => Logged::default(),
+    };
+    judge_time(&evidence, &logged, request.at, &mut checks);
+    checks.skip(CheckName::Threshold, "NO_THRESHOLD");
+    let trusted_time = logged.times.first().cloned();
+    match &signer {
+        Ok(signer) => {
+            let time = trusted_time.as_ref().map(|trusted| trusted.time);
+            match signer.key.valid_at(time) {
+                Ok(()) => checks.pass(CheckName::Signature, signer.key.key.key_id().to_string()),
+                Err(reason) => checks.fail(CheckName::Signature, reason, signer.key.key.key_id().to_string()),
+            }
+            judge_scope(&signer.key, &statement, request.tenant, &mut checks);
+            checks.key_id = Some(signer.key.key.key_id().to_string());
+        }
+        Err(reason) => checks.fail(CheckName::Signature, reason, "no trust-root key made a signature of it"),
+    }
+    judge_event(&statement, request, &mut checks);
+    let chain = chain::judge(&evidence, &statement, &logged.times, request, &mut checks);
+
+    checks.envelope_digest = Some(evidence.envelope_digest);
+    checks.predicate_type = Some(statement.predicate_type.clone());
+    checks.log = evidence.log_entries.first().map(log_value);
+    checks.times = logged.times;
+    let proof = signer.ok().map(|signer| {
+        let (key_id, issuer) = (signer.key.key.key_id().to_string(), signer.key.issuer.to_owned());
+        (key_id, issuer, signer.key.key.algorithm().family())
+    });
+    let proof = proof.filter(|_| checks.hold()).map(|(key_id, issuer, algorithm)| Proof {
+        evidence,
+        statement,
+        key_id,
+        issuer,
+        algorithm,
+        trusted_time,
+        witnesses: logged.witnesses,
+        chain,
+    });
+    judge_policy(proof.as_ref(), request, &mut checks);
+    let report = checks.report(request, roots);
+    let proof = proof.filter(|_| report.verified());
+    Outcome { report, proof }
+}
+
+fn log_value(entry: &LogEntry) -> Value {
+    json!({
+        "logId": hex::encode(entry.log_id),
+        "logIndex": entry.log_index,
+        "rootHash": entry.proof.as_ref().map(|proof| hex::encode(proof.root)),
+        "treeSize": entry.proof.as_ref().map(|proof| proof.tree_size),
+    })
+}
+
+/// Finds the trust-root key that made one of the signatures; the keys that the evidence names are tried first.
+fn find_signer<'r, 'e>(
+    evidence: &'e Evidence,
+    pae: &[u8],
+    roots: &'r TrustRoots,
+) -> Result<Signer<'r, 'e>, &'static str> {
+    let named: Vec<Vec<u8>> = evidence
+        .log_entries
+        .iter()
+        .filter_map(|entry| hashedrekord::parse_body(&entry.body).ok())
+        .map(|body| body.spki)
+        .collect();
+    let is_named = |key: &AttestationKey<'_>| {
+        named.iter().any(|spki| spki == key.key.spki())
+            || evidence.key_hint.as_deref().is_some_and(|hint| hint == key.key.key_id().as_str())
+    };
+    let (first, rest): (Vec<_>, Vec<_>) = roots.attestation_keys().partition(is_named);
+    let known = !first.is_empty();
+    for key in first.into_iter().chain(rest) {
+        for signature in &evidence.envelope.signatures {
+            if key.key.verify(pae, &signature.sig) {
+                return Ok(Signer { key, signature: &signature.sig });
+            }
+        }
+    }
+    match (known, evidence.certificate.is_some()) {
+        (true, _) => Err("SIGNATURE_INVALID"),
+        (false, true) => Err("CERTIFICATE_UNTRUSTED"),
+        (false, false) => Err("KEY_UNKNOWN"),
+    }
+}
+
+/// What the log entries gave.
+#[derive(Default)]
+struct Logged {
+    times: Vec<TrustedTime>,
+    invalid_time: Option<(&'static str, String)>,
+    witnesses: usize,
+}
+
+/// Judges every entry; each one must hold, so that a bad one cannot hide behind a good one.
+fn judge_log(
+    evidence: &Evidence,
+    pae_digest: &Digest,
+    signer: &Signer<'_, '_>,
+    roots: &TrustRoots,
+    checks: &mut Checks,
+) -> Logged {
+    let mut logged = Logged::default();
+    if evidence.log_entries.is_empty() {
+        checks.fail(CheckName::LogEntry, "NOT_LOGGED", "the evidence bears no log entry");
+        return logged;
+    }
+    let mut witnesses: Vec<&str> = Vec::new();
+    for entry in &evidence.log_entries {
+        checks.hold_to(CheckName::LogEntry, entry_is_ours(entry, pae_digest, signer));
+        let Some(proof) = &entry.proof else {
+            checks.fail(CheckName::LogInclusion, "LOG_PROOF_MISSING", format!("entry {}", entry.log_index));
+            continue;
+        };
+        let (note, checkpoint) = match trusted_checkpoint(entry, proof, roots) {
+            Ok(read) => read,
+            Err((reason, detail)) => {
+                checks.fail(CheckName::Checkpoint, reason, detail);
+                continue;
+            }
+        };
+        checks.hold_to(CheckName::Checkpoint, Ok(format!("{} at size {}", checkpoint.origin, checkpoint.size)));
+        let included = is_included(entry, proof, &checkpoint);
+        let counts = included.is_ok();
+        checks.hold_to(CheckName::LogInclusion, included);
+        for witness in roots.witnesses() {
+            match cosignature::verify(&note, witness) {
+                Ok(None) => {}
+                Ok(Some(time)) if counts => {
+                    let by = witness.name().to_owned();
+                    logged.times.push(TrustedTime { time, source: TimeSource::Witness, by });
+                    if !witnesses.contains(&witness.name()) {
+                        witnesses.push(witness.name());
+                    }
+                }
+                Ok(Some(_)) => {}
+                Err(error) => logged.invalid_time = Some(("COSIGNATURE_INVALID", error.to_string())),
+            }
+        }
+    }
+    logged.witnesses = witnesses.len();
+    logged.times.sort();
+    logged
+}
+
+type Finding = Result<String, (&'static str, String)>;
+
+/// The entry is of this payload, this signature and this key.
+fn entry_is_ours(entry: &LogEntry, pae_digest: &Digest, signer: &Signer<'_, '_>) -> Finding {
+    if (entry.kind.as_str(), entry.version.as_str()) != (hashedrekord::KIND, hashedrekord::VERSION) {
+        return Err(("ENTRY_KIND_UNKNOWN", format!("{}/{}", entry.kind, entry.version)));
+    }
+    let body = hashedrekord::parse_body(&entry.body).map_err(|error| ("ENTRY_MALFORMED", error.to_string()))?;
+    if body.digest != *pae_digest {
+        return Err(("ENTRY_DIGEST_MISMATCH", format!("the entry is of {}", body.digest)));
+    }
+    if body.signature != signer.signature {
+        return Err(("ENTRY_SIGNATURE_MISMATCH", "the entry is of another signature".into()));
+    }
+    if body.spki != signer.key.key.spki() {
+        return Err(("ENTRY_KEY_MISMATCH", "the entry is of another key".into()));
+    }
+    Ok(format!("index {}", entry.log_index))
+}
+
+fn trusted_checkpoint(
+    entry: &LogEntry,
+    proof: &InclusionProof,
+    roots: &TrustRoots,
+) -> Result<(Note, Checkpoint), (&'static str, String)> {
+    let log = roots.log(&entry.log_id).ok_or_else(|| ("LOG_UNKNOWN", hex::encode(entry.log_id)))?;
+    if log.distrusted {
+        return Err(("LOG_DISTRUSTED", log.key.origin.clone()));
+    }
+    let note =
+        Note::parse(proof.checkpoint.as_bytes()).map_err(|error| ("CHECKPOINT_MALFORMED", error.to_string()))?;
+    let checkpoint = log.key.verify_checkpoint(&note).map_err(|error| (error.reason(), error.to_string()))?;
+    Ok((note, checkpoint))
+}
+
+/// Root and size are the checkpoint's, and the path from the entry leads to that root.
+fn is_included(entry: &LogEntry, proof: &InclusionProof, checkpoint: &Checkpoint) -> Finding {
+    if proof.tree_size != checkpoint.size {
+        return Err(("TREE_SIZE_MISMATCH", format!("{} is not {}", proof.tree_size, checkpoint.size)));
+    }
+    if proof.root != checkpoint.root {
+        return Err(("ROOT_MISMATCH", "the proof's root is not the checkpoint's".into()));
+    }
+    if proof.log_index != entry.log_index {
+        return Err(("INDEX_MISMATCH", format!("{} is not {}", proof.log_index, entry.log_index)));
+    }
+    merkle::verify_inclusion(&entry.leaf_hash(), proof.log_index, proof.tree_size, &proof.hashes, &proof.root)
+        .map_err(|error| ("INCLUSION_INVALID", error.to_string()))?;
+    Ok(format!("index {} of {}", proof.log_index, proof.tree_size))
+}
+
+fn judge_time(evidence: &Evidence, logged: &Logged, at: Option<Timestamp>, checks: &mut Checks) {
+    if !evidence.timestamps.is_empty() {
+        return checks.fail(CheckName::Time, "TSA_UNKNOWN", "a timestamp of an authority that is not trusted");
+    }
+    if let Some((reason, detail)) = &logged.invalid_time {
+        return checks.fail(CheckName::Time, reason, detail.clone());
+    }
+    match (logged.times.first(), at) {
+        (None, _) => checks.skip(CheckName::Time, "NO_TRUSTED_TIME"),
+        (Some(trusted), Some(at)) if trusted.time > at => {
+            checks.fail(CheckName::Time, "AFTER_AT", format!("{} is after {at}", trusted.time));
+        }
+        (Some(trusted), _) => checks.pass(CheckName::Time, format!("{} by {}", trusted.time, trusted.by)),
+    }
+}
+
+fn judge_scope(key: &AttestationKey<'_>, statement: &Statement, tenant: Option<&str>, checks: &mut Checks) {
+    if let Some(tenant) = tenant.filter(|tenant| !key.tenants.iter().any(|own| own == "*" || own == tenant)) {
+        return checks.fail(CheckName::KeyScope, "TENANT_OUT_OF_SCOPE", format!("tenant `{tenant}`"));
+    }
+    if !pattern::any_matches(key.predicate_types, &statement.predicate_type) {
+        let detail = format!("predicateType `{}`", statement.predicate_type);
+        return checks.fail(CheckName::KeyScope, "PREDICATE_TYPE_OUT_OF_SCOPE", detail);
+    }
+    checks.pass(CheckName::KeyScope, format!("tenants {}", key.tenants.join(", ")));
+}
+
+fn judge_event(statement: &Statement, request: &Request<'_>, checks: &mut Checks) {
+    match wanted_subject(request) {
+        None => checks.skip(CheckName::Subject, "NO_SUBJECT_GIVEN"),
+        Some(digest) if statement.has_subject(&digest) => checks.pass(CheckName::Subject, digest.to_string()),
+        Some(digest) => checks.fail(CheckName::Subject, "SUBJECT_MISMATCH", format!("{digest} is not a subject")),
+    }
+    let Some(event) = request.event else {
+        checks.skip(CheckName::Kind, "NO_EVENT");
+        return checks.skip(CheckName::Evidence, "NO_EVENT");
+    };
+    let detail = format!("{} by {}", event.kind(), statement.predicate_type);
+    if event.kind().accepts(&statement.predicate_type, request.ingest_types) {
+        checks.pass(CheckName::Kind, detail);
+    } else {
+        checks.fail(CheckName::Kind, "KIND_MISMATCH", detail);
+    }
+    match event.evidence_digest() {
+        None => checks.skip(CheckName::Evidence, "NO_EVIDENCE_DIGEST"),
+        Some(digest) if attests(statement, &digest) => checks.pass(CheckName::Evidence, digest.to_string()),
+        Some(digest) => checks.fail(CheckName::Evidence, "EVIDENCE_MISMATCH", digest.to_string()),
+    }
+}
+
+pub(crate) fn wanted_subject(request: &Request<'_>) -> Option<Digest> {
+    request.event.map(Event::subject_digest).or(request.subject)
+}
+
+/// True if `digest` is of the canonical predicate, or of a document that the predicate names by `digest.sha256`.
+fn attests(statement: &Statement, digest: &Digest) -> bool {
+    fn names(value: &Value, hex: &str) -> bool {
+        match value {
+            Value::Object(members) => {
+                members.get("digest").and_then(|digest| digest["sha256"].as_str()) == Some(hex)
+                    || members.values().any(|member| names(member, hex))
+            }
+            Value::Array(items) => items.iter().any(|item| names(item, hex)),
+            _ => false,
+        }
+    }
+    Digest::of(&canonical::to_vec(&statement.predicate)) == *digest || names(&statement.predicate, &digest.hex())
+}
+
+fn judge_policy(proof: Option<&Proof>, request: &Request<'_>, checks: &mut Checks) {
+    let Some(policy) = request.policy else {
+        return checks.skip(CheckName::Policy, "NO_POLICY");
+    };
+    let facts = facts(request.event, proof);
+    let outcome = policy.evaluate(&facts);
+    let rule = outcome.rule.unwrap_or_default();
+    match outcome.decision {
+        Decision::Allow => checks.pass(CheckName::Policy, rule),
+        Decision::Fail => {
+            checks.fail(CheckName::Policy, "POLICY_REFUSED", rule);
+            checks.policy_reasons = outcome.reasons;
+        }
+    }
+}
+
+/// The document that a policy reads: the event's own members, with `provenance` and `trust` only from `proof`.
+///
+/// Without an event, kind and subject are those of the statement.
+pub fn facts(event: Option<&Event>, proof: Option<&Proof>) -> Value {
+    let mut document = match (event, proof) {
+        (Some(event), _) => match event.without_proof() {
+            Value::Object(members) => members,
+            _ => Map::new(),
+        },
+        (None, Some(proof)) => {
+            let mut members = Map::new();
+            let kind = Kind::ALL.into_iter().find(|kind| kind.accepts(&proof.statement.predicate_type, &[]));
+            if let Some(kind) = kind {
+                members.insert("kind".into(), kind.to_string().into());
+            }
+            if let Some(subject) = proof.statement.sha256_subjects().first() {
+                members.insert("subject".into(), json!({"digest": {"sha256": subject.hex()}}));
+            }
+            members
+        }
+        (None, None) => Map::new(),
+    };
+    if let Some(proof) = proof {
+        document.insert("provenance".into(), json!({"dsse": proof.to_dsse()}));
+        document.insert("trust".into(), json!({"verified": true, "witnesses": proof.witnesses}));
+    } else {
+        document.insert("trust".into(), json!({"verified": false}));
+    }
+    Value::Object(document)
+}
+
+/// The checks while they are made. What is never reached stays not applicable.
+#[derive(Default)]
+pub(crate) struct Checks {
+    made: [Option<(Status, String)>; CheckName::ALL.len()],
+    envelope_digest: Option<Digest>,
+    predicate_type: Option<String>,
+    key_id: Option<String>,
+    log: Option<Value>,
+    times: Vec<TrustedTime>,
+    policy_reasons: Vec<String>,
+}
+
+impl Checks {
+    fn set(&mut self, name: CheckName, status: Status, detail: String) {
+        self.made[name as usize] = Some((status, detail));
+    }
+
+    pub(crate) fn pass(&mut self, name: CheckName, detail: impl Into<String>) {
+        self.set(name, Status::Passed, detail.into());
+    }
+
+    pub(crate) fn fail(&mut self, name: CheckName, reason: &'static str, detail: impl Into<String>) {
+        self.set(name, Status::Failed(reason), detail.into());
+    }
+
+    pub(crate) fn skip(&mut self, name: CheckName, reason: &'static str) {
+        self.set(name, Status::NotApplicable(reason), String::new());
+    }
+
+    /// Passes or fails; an earlier failure of the same check stays.
+    fn hold_to(&mut self, name: CheckName, finding: Finding) {
+        if matches!(self.made[name as usize], Some((Status::Failed(_), _))) {
+            return;
+        }
+        match finding {
+            Ok(detail) => self.pass(name, detail),
+            Err((reason, detail)) => self.fail(name, reason, detail),
+        }
+    }
+
+    /// True if all that a verdict needs passed and nothing failed.
+    fn hold(&self) -> bool {
+        const NEEDED: [CheckName; 7] = [
+            CheckName::Envelope,
+            CheckName::Statement,
+            CheckName::Signature,
+            CheckName::KeyScope,
+            CheckName::LogEntry,
+            CheckName::LogInclusion,
+            CheckName::Checkpoint,
+        ];
+        let passed = |name: CheckName| matches!(self.made[name as usize], Some((Status::Passed, _)));
+        let failed = self.made.iter().flatten().any(|(status, _)| matches!(status, Status::Failed(_)));
+        NEEDED.into_iter().all(passed) && !failed
+    }
+
+    fn refuse(self, request: &Request<'_>, roots: &TrustRoots) -> Outcome {
+        Outcome { report: self.report(request, roots), proof: None }
+    }
+
+    fn report(self, request: &Request<'_>, roots: &TrustRoots) -> Report {
+        let verified = self.hold();
+        let made = CheckName::ALL.into_iter().zip(self.made);
+        let checks = made
+            .map(|(name, made)| {
+                let (status, detail) = made.unwrap_or((Status::NotApplicable("NOT_REACHED"), String::new()));
+                Check { name, status, detail }
+            })
+            .collect();
+        let trusted = self.times.first().map(|trusted| trusted.time);
+        Report {
+            checks,
+            verified,
+            at: request.at.or(trusted),
+            envelope_digest: self.envelope_digest,
+            predicate_type: self.predicate_type,
+            subject: wanted_subject(request),
+            key_id: self.key_id,
+            log: self.log,
+            times: self.times,
+            policy_digest: request.policy.map(Policy::digest),
+            policy_reasons: self.policy_reasons,
+            trust_root_digest: roots.digest(),
+        }
+    }
+}
