@@ -11,6 +11,7 @@ pub mod checkpoint;
 pub mod cosignature;
 pub mod digest;
 pub mod dsse;
+pub mod event;
 pub mod evidence;
 pub mod follows;
 pub mod hashedrekord;
