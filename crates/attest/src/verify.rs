@@ -109,7 +109,10 @@ impl Proof {
         if let Some(proof) = &entry.proof {
             rekor.insert("treeSize".into(), proof.tree_size.into());
             rekor.insert("rootHash".into(), hex::encode(proof.root).into());
-            rekor.insert("hashes".into(), proof.hashes.iter().map(hex::encode).collect::<Vec<_>>().into());
+            rekor.insert(
+                "hashes".into(),
+                proof.hashes.iter().map(hex::encode).collect::<Vec<_>>().into(),
+            );
             rekor.insert("checkpoint".into(), proof.checkpoint.clone().into());
         }
         let mut dsse = Map::new();
@@ -118,13 +121,22 @@ impl Proof {
             let block = json!({"source": time.source.as_str(), "time": time.time.to_string()});
             dsse.insert("trustedTime".into(), block);
         }
-        dsse.insert("envelopeDigest".into(), self.evidence.envelope_digest.to_string().into());
-        dsse.insert("payloadType".into(), self.evidence.envelope.payload_type.clone().into());
+        dsse.insert(
+            "envelopeDigest".into(),
+            self.evidence.envelope_digest.to_string().into(),
+        );
+        dsse.insert(
+            "payloadType".into(),
+            self.evidence.envelope.payload_type.clone().into(),
+        );
         let key = json!({"algo": self.algorithm, "issuer": self.issuer, "keyId": self.key_id});
         dsse.insert("key".into(), key);
         dsse.insert("rekor".into(), rekor.into());
         if !self.chain.is_empty() {
-            dsse.insert("chain".into(), self.chain.iter().map(chain::Proven::to_value).collect());
+            dsse.insert(
+                "chain".into(),
+                self.chain.iter().map(chain::Proven::to_value).collect(),
+            );
         }
         Value::Object(dsse)
     }
@@ -142,7 +154,14 @@ pub fn verify(evidence: &[u8], request: &Request<'_>, roots: &TrustRoots) -> Out
             return checks.refuse(request, roots);
         }
     };
-    checks.pass(CheckName::Envelope, if parsed.is_bundle { "Sigstore bundle" } else { "DSSE envelope" });
+    checks.pass(
+        CheckName::Envelope,
+        if parsed.is_bundle {
+            "Sigstore bundle"
+        } else {
+            "DSSE envelope"
+        },
+    );
     let statement = match read_statement(&parsed) {
         Ok(statement) => statement,
         Err((reason, detail)) => {
@@ -157,7 +176,10 @@ pub fn verify(evidence: &[u8], request: &Request<'_>, roots: &TrustRoots) -> Out
 
 fn read_statement(evidence: &Evidence) -> Result<Statement, (&'static str, String)> {
     if evidence.envelope.payload_type != statement::PAYLOAD_TYPE {
-        return Err(("PAYLOAD_TYPE_UNKNOWN", format!("payloadType `{}`", evidence.envelope.payload_type)));
+        return Err((
+            "PAYLOAD_TYPE_UNKNOWN",
+            format!("payloadType `{}`", evidence.envelope.payload_type),
+        ));
     }
     Statement::parse(&evidence.envelope.payload).map_err(|error| (error.reason(), error.to_string()))
 }
@@ -194,7 +216,11 @@ fn judge(
             judge_scope(&signer.key, &statement, request.tenant, &mut checks);
             checks.key_id = Some(signer.key.key.key_id().to_string());
         }
-        Err(reason) => checks.fail(CheckName::Signature, reason, "no trust-root key made a signature of it"),
+        Err(reason) => checks.fail(
+            CheckName::Signature,
+            reason,
+            "no trust-root key made a signature of it",
+        ),
     }
     judge_event(&statement, request, &mut checks);
     let chain = chain::judge(&evidence, &statement, &logged.times, request, &mut checks);
@@ -207,16 +233,18 @@ fn judge(
         let (key_id, issuer) = (signer.key.key.key_id().to_string(), signer.key.issuer.to_owned());
         (key_id, issuer, signer.key.key.algorithm().family())
     });
-    let proof = proof.filter(|_| checks.hold()).map(|(key_id, issuer, algorithm)| Proof {
-        evidence,
-        statement,
-        key_id,
-        issuer,
-        algorithm,
-        trusted_time,
-        witnesses: logged.witnesses,
-        chain,
-    });
+    let proof = proof
+        .filter(|_| checks.hold())
+        .map(|(key_id, issuer, algorithm)| Proof {
+            evidence,
+            statement,
+            key_id,
+            issuer,
+            algorithm,
+            trusted_time,
+            witnesses: logged.witnesses,
+            chain,
+        });
     judge_policy(proof.as_ref(), request, &mut checks);
     let report = checks.report(request, roots);
     let proof = proof.filter(|_| report.verified());
@@ -246,14 +274,20 @@ fn find_signer<'r, 'e>(
         .collect();
     let is_named = |key: &AttestationKey<'_>| {
         named.iter().any(|spki| spki == key.key.spki())
-            || evidence.key_hint.as_deref().is_some_and(|hint| hint == key.key.key_id().as_str())
+            || evidence
+                .key_hint
+                .as_deref()
+                .is_some_and(|hint| hint == key.key.key_id().as_str())
     };
     let (first, rest): (Vec<_>, Vec<_>) = roots.attestation_keys().partition(is_named);
     let known = !first.is_empty();
     for key in first.into_iter().chain(rest) {
         for signature in &evidence.envelope.signatures {
             if key.key.verify(pae, &signature.sig) {
-                return Ok(Signer { key, signature: &signature.sig });
+                return Ok(Signer {
+                    key,
+                    signature: &signature.sig,
+                });
             }
         }
     }
@@ -282,14 +316,22 @@ fn judge_log(
 ) -> Logged {
     let mut logged = Logged::default();
     if evidence.log_entries.is_empty() {
-        checks.fail(CheckName::LogEntry, "NOT_LOGGED", "the evidence bears no log entry");
+        checks.fail(
+            CheckName::LogEntry,
+            "NOT_LOGGED",
+            "the evidence bears no log entry",
+        );
         return logged;
     }
     let mut witnesses: Vec<&str> = Vec::new();
     for entry in &evidence.log_entries {
         checks.hold_to(CheckName::LogEntry, entry_is_ours(entry, pae_digest, signer));
         let Some(proof) = &entry.proof else {
-            checks.fail(CheckName::LogInclusion, "LOG_PROOF_MISSING", format!("entry {}", entry.log_index));
+            checks.fail(
+                CheckName::LogInclusion,
+                "LOG_PROOF_MISSING",
+                format!("entry {}", entry.log_index),
+            );
             continue;
         };
         let (note, checkpoint) = match trusted_checkpoint(entry, proof, roots) {
@@ -299,7 +341,10 @@ fn judge_log(
                 continue;
             }
         };
-        checks.hold_to(CheckName::Checkpoint, Ok(format!("{} at size {}", checkpoint.origin, checkpoint.size)));
+        checks.hold_to(
+            CheckName::Checkpoint,
+            Ok(format!("{} at size {}", checkpoint.origin, checkpoint.size)),
+        );
         let included = is_included(entry, proof, &checkpoint);
         let counts = included.is_ok();
         checks.hold_to(CheckName::LogInclusion, included);
@@ -308,7 +353,11 @@ fn judge_log(
                 Ok(None) => {}
                 Ok(Some(time)) if counts => {
                     let by = witness.name().to_owned();
-                    logged.times.push(TrustedTime { time, source: TimeSource::Witness, by });
+                    logged.times.push(TrustedTime {
+                        time,
+                        source: TimeSource::Witness,
+                        by,
+                    });
                     if !witnesses.contains(&witness.name()) {
                         witnesses.push(witness.name());
                     }
@@ -330,12 +379,19 @@ fn entry_is_ours(entry: &LogEntry, pae_digest: &Digest, signer: &Signer<'_, '_>)
     if (entry.kind.as_str(), entry.version.as_str()) != (hashedrekord::KIND, hashedrekord::VERSION) {
         return Err(("ENTRY_KIND_UNKNOWN", format!("{}/{}", entry.kind, entry.version)));
     }
-    let body = hashedrekord::parse_body(&entry.body).map_err(|error| ("ENTRY_MALFORMED", error.to_string()))?;
+    let body =
+        hashedrekord::parse_body(&entry.body).map_err(|error| ("ENTRY_MALFORMED", error.to_string()))?;
     if body.digest != *pae_digest {
-        return Err(("ENTRY_DIGEST_MISMATCH", format!("the entry is of {}", body.digest)));
+        return Err((
+            "ENTRY_DIGEST_MISMATCH",
+            format!("the entry is of {}", body.digest),
+        ));
     }
     if body.signature != signer.signature {
-        return Err(("ENTRY_SIGNATURE_MISMATCH", "the entry is of another signature".into()));
+        return Err((
+            "ENTRY_SIGNATURE_MISMATCH",
+            "the entry is of another signature".into(),
+        ));
     }
     if body.spki != signer.key.key.spki() {
         return Err(("ENTRY_KEY_MISMATCH", "the entry is of another key".into()));
@@ -348,35 +404,56 @@ fn trusted_checkpoint(
     proof: &InclusionProof,
     roots: &TrustRoots,
 ) -> Result<(Note, Checkpoint), (&'static str, String)> {
-    let log = roots.log(&entry.log_id).ok_or_else(|| ("LOG_UNKNOWN", hex::encode(entry.log_id)))?;
+    let log = roots
+        .log(&entry.log_id)
+        .ok_or_else(|| ("LOG_UNKNOWN", hex::encode(entry.log_id)))?;
     if log.distrusted {
         return Err(("LOG_DISTRUSTED", log.key.origin.clone()));
     }
-    let note =
-        Note::parse(proof.checkpoint.as_bytes()).map_err(|error| ("CHECKPOINT_MALFORMED", error.to_string()))?;
-    let checkpoint = log.key.verify_checkpoint(&note).map_err(|error| (error.reason(), error.to_string()))?;
+    let note = Note::parse(proof.checkpoint.as_bytes())
+        .map_err(|error| ("CHECKPOINT_MALFORMED", error.to_string()))?;
+    let checkpoint = log
+        .key
+        .verify_checkpoint(&note)
+        .map_err(|error| (error.reason(), error.to_string()))?;
     Ok((note, checkpoint))
 }
 
 /// Root and size are the checkpoint's, and the path from the entry leads to that root.
 fn is_included(entry: &LogEntry, proof: &InclusionProof, checkpoint: &Checkpoint) -> Finding {
     if proof.tree_size != checkpoint.size {
-        return Err(("TREE_SIZE_MISMATCH", format!("{} is not {}", proof.tree_size, checkpoint.size)));
+        return Err((
+            "TREE_SIZE_MISMATCH",
+            format!("{} is not {}", proof.tree_size, checkpoint.size),
+        ));
     }
     if proof.root != checkpoint.root {
         return Err(("ROOT_MISMATCH", "the proof's root is not the checkpoint's".into()));
     }
     if proof.log_index != entry.log_index {
-        return Err(("INDEX_MISMATCH", format!("{} is not {}", proof.log_index, entry.log_index)));
+        return Err((
+            "INDEX_MISMATCH",
+            format!("{} is not {}", proof.log_index, entry.log_index),
+        ));
     }
-    merkle::verify_inclusion(&entry.leaf_hash(), proof.log_index, proof.tree_size, &proof.hashes, &proof.root)
-        .map_err(|error| ("INCLUSION_INVALID", error.to_string()))?;
+    merkle::verify_inclusion(
+        &entry.leaf_hash(),
+        proof.log_index,
+        proof.tree_size,
+        &proof.hashes,
+        &proof.root,
+    )
+    .map_err(|error| ("INCLUSION_INVALID", error.to_string()))?;
     Ok(format!("index {} of {}", proof.log_index, proof.tree_size))
 }
 
 fn judge_time(evidence: &Evidence, logged: &Logged, at: Option<Timestamp>, checks: &mut Checks) {
     if !evidence.timestamps.is_empty() {
-        return checks.fail(CheckName::Time, "TSA_UNKNOWN", "a timestamp of an authority that is not trusted");
+        return checks.fail(
+            CheckName::Time,
+            "TSA_UNKNOWN",
+            "a timestamp of an authority that is not trusted",
+        );
     }
     if let Some((reason, detail)) = &logged.invalid_time {
         return checks.fail(CheckName::Time, reason, detail.clone());
@@ -384,7 +461,11 @@ fn judge_time(evidence: &Evidence, logged: &Logged, at: Option<Timestamp>, check
     match (logged.times.first(), at) {
         (None, _) => checks.skip(CheckName::Time, "NO_TRUSTED_TIME"),
         (Some(trusted), Some(at)) if trusted.time > at => {
-            checks.fail(CheckName::Time, "AFTER_AT", format!("{} is after {at}", trusted.time));
+            checks.fail(
+                CheckName::Time,
+                "AFTER_AT",
+                format!("{} is after {at}", trusted.time),
+            );
         }
         (Some(trusted), _) => checks.pass(CheckName::Time, format!("{} by {}", trusted.time, trusted.by)),
     }
@@ -392,7 +473,11 @@ fn judge_time(evidence: &Evidence, logged: &Logged, at: Option<Timestamp>, check
 
 fn judge_scope(key: &AttestationKey<'_>, statement: &Statement, tenant: Option<&str>, checks: &mut Checks) {
     if let Some(tenant) = tenant.filter(|tenant| !key.tenants.iter().any(|own| own == "*" || own == tenant)) {
-        return checks.fail(CheckName::KeyScope, "TENANT_OUT_OF_SCOPE", format!("tenant `{tenant}`"));
+        return checks.fail(
+            CheckName::KeyScope,
+            "TENANT_OUT_OF_SCOPE",
+            format!("tenant `{tenant}`"),
+        );
     }
     if !pattern::any_matches(key.predicate_types, &statement.predicate_type) {
         let detail = format!("predicateType `{}`", statement.predicate_type);
@@ -405,14 +490,21 @@ fn judge_event(statement: &Statement, request: &Request<'_>, checks: &mut Checks
     match wanted_subject(request) {
         None => checks.skip(CheckName::Subject, "NO_SUBJECT_GIVEN"),
         Some(digest) if statement.has_subject(&digest) => checks.pass(CheckName::Subject, digest.to_string()),
-        Some(digest) => checks.fail(CheckName::Subject, "SUBJECT_MISMATCH", format!("{digest} is not a subject")),
+        Some(digest) => checks.fail(
+            CheckName::Subject,
+            "SUBJECT_MISMATCH",
+            format!("{digest} is not a subject"),
+        ),
     }
     let Some(event) = request.event else {
         checks.skip(CheckName::Kind, "NO_EVENT");
         return checks.skip(CheckName::Evidence, "NO_EVENT");
     };
     let detail = format!("{} by {}", event.kind(), statement.predicate_type);
-    if event.kind().accepts(&statement.predicate_type, request.ingest_types) {
+    if event
+        .kind()
+        .accepts(&statement.predicate_type, request.ingest_types)
+    {
         checks.pass(CheckName::Kind, detail);
     } else {
         checks.fail(CheckName::Kind, "KIND_MISMATCH", detail);
@@ -440,7 +532,8 @@ fn attests(statement: &Statement, digest: &Digest) -> bool {
             _ => false,
         }
     }
-    Digest::of(&canonical::to_vec(&statement.predicate)) == *digest || names(&statement.predicate, &digest.hex())
+    Digest::of(&canonical::to_vec(&statement.predicate)) == *digest
+        || names(&statement.predicate, &digest.hex())
 }
 
 fn judge_policy(proof: Option<&Proof>, request: &Request<'_>, checks: &mut Checks) {
@@ -470,7 +563,9 @@ pub fn facts(event: Option<&Event>, proof: Option<&Proof>) -> Value {
         },
         (None, Some(proof)) => {
             let mut members = Map::new();
-            let kind = Kind::ALL.into_iter().find(|kind| kind.accepts(&proof.statement.predicate_type, &[]));
+            let kind = Kind::ALL
+                .into_iter()
+                .find(|kind| kind.accepts(&proof.statement.predicate_type, &[]));
             if let Some(kind) = kind {
                 members.insert("kind".into(), kind.to_string().into());
             }
@@ -483,7 +578,10 @@ pub fn facts(event: Option<&Event>, proof: Option<&Proof>) -> Value {
     };
     if let Some(proof) = proof {
         document.insert("provenance".into(), json!({"dsse": proof.to_dsse()}));
-        document.insert("trust".into(), json!({"verified": true, "witnesses": proof.witnesses}));
+        document.insert(
+            "trust".into(),
+            json!({"verified": true, "witnesses": proof.witnesses}),
+        );
     } else {
         document.insert("trust".into(), json!({"verified": false}));
     }
@@ -542,12 +640,19 @@ impl Checks {
             CheckName::Checkpoint,
         ];
         let passed = |name: CheckName| matches!(self.made[name as usize], Some((Status::Passed, _)));
-        let failed = self.made.iter().flatten().any(|(status, _)| matches!(status, Status::Failed(_)));
+        let failed = self
+            .made
+            .iter()
+            .flatten()
+            .any(|(status, _)| matches!(status, Status::Failed(_)));
         NEEDED.into_iter().all(passed) && !failed
     }
 
     fn refuse(self, request: &Request<'_>, roots: &TrustRoots) -> Outcome {
-        Outcome { report: self.report(request, roots), proof: None }
+        Outcome {
+            report: self.report(request, roots),
+            proof: None,
+        }
     }
 
     fn report(self, request: &Request<'_>, roots: &TrustRoots) -> Report {

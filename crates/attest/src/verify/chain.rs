@@ -44,7 +44,11 @@ impl Place<'_> {
         if let (Some(own), Some(other)) = (self.entry, later.entry)
             && own.log_id == other.log_id
         {
-            return if own.log_index < other.log_index { Ok(()) } else { Err("CHAIN_ORDER") };
+            return if own.log_index < other.log_index {
+                Ok(())
+            } else {
+                Err("CHAIN_ORDER")
+            };
         }
         match (self.time, later.time) {
             (Some(own), Some(other)) if own.time < other.time => Ok(()),
@@ -72,7 +76,10 @@ pub(super) fn judge(
         match judge_link(link, statement, request) {
             Ok((holds, proof)) => {
                 proven.push(holds);
-                places.push(Place { entry: proof.evidence.log_entries.first(), time: proof.trusted_time() });
+                places.push(Place {
+                    entry: proof.evidence.log_entries.first(),
+                    time: proof.trusted_time(),
+                });
             }
             Err((reason, detail)) => {
                 checks.fail(CheckName::Chain, reason, detail);
@@ -80,16 +87,27 @@ pub(super) fn judge(
             }
         }
     }
-    places.push(Place { entry: evidence.log_entries.first(), time: times.first() });
+    places.push(Place {
+        entry: evidence.log_entries.first(),
+        time: times.first(),
+    });
     for pair in places.windows(2) {
         if let Err(reason) = pair[0].is_before(&pair[1]) {
-            checks.fail(CheckName::Chain, reason, "the order of the chain is not the order of the log");
+            checks.fail(
+                CheckName::Chain,
+                reason,
+                "the order of the chain is not the order of the log",
+            );
             return Vec::new();
         }
     }
     let signed = crate::follows::digests(statement);
     let words = proven.iter().map(|link| {
-        let how = if signed.contains(&link.digest) { "signed" } else { "asserted" };
+        let how = if signed.contains(&link.digest) {
+            "signed"
+        } else {
+            "asserted"
+        };
         format!("{} {how}", link.link_type)
     });
     checks.pass(CheckName::Chain, words.collect::<Vec<_>>().join(", "));
@@ -111,7 +129,10 @@ fn judge_link<'a>(
     let link_type = is_type.ok_or_else(|| ("CHAIN_TYPE", format!("{digest} is of {predicate_type}")))?;
     let shares = match wanted_subject(request) {
         Some(subject) => proof.statement.has_subject(&subject),
-        None => statement.sha256_subjects().iter().any(|subject| proof.statement.has_subject(subject)),
+        None => statement
+            .sha256_subjects()
+            .iter()
+            .any(|subject| proof.statement.has_subject(subject)),
     };
     if !shares {
         return Err(("CHAIN_SUBJECT", format!("{digest} is of another subject")));
