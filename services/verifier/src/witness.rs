@@ -1,0 +1,262 @@
+//! The witness of the logs: cosigns a checkpoint only if it extends the one that it cosigned last.
+//!
+//! It compares with the size and root that it keeps per log, so a log can be neither forked nor shortened without the
+//! witness seeing it. What it has cosigned is durable before the cosignature leaves the process. A second root for one
+//! size is proof of a fork: the log is distrusted from then on, in the trust roots themselves.
+
+use std::sync::{Mutex, PoisonError};
+
+use stella_attest::checkpoint::{Checkpoint, CheckpointError};
+use stella_attest::cosignature;
+use stella_attest::key::{KeyError, SigningKey};
+use stella_attest::merkle::{self, Hash};
+use stella_attest::note::{Note, NoteError, NoteKey};
+use stella_attest::timestamp::Timestamp;
+use stella_attest::trust::TrustRoots;
+use stella_proto::status::{refuse, refuse_field, refuse_with};
+use tonic::{Code, Status};
+use tracing::{error, info};
+
+use crate::heads::{Head, Heads};
+
+/// The value under which an `ABORTED` refusal carries the kept size.
+pub(crate) const KEPT_SIZE: &str = "size";
+
+/// Why a checkpoint is not cosigned.
+#[derive(Debug, thiserror::Error)]
+pub enum WitnessError {
+    /// It is not a signed note.
+    #[error("the checkpoint is not a signed note")]
+    Malformed(#[source] NoteError),
+    /// No trusted log has its origin and key.
+    #[error("no trusted log of this origin signed the checkpoint")]
+    UnknownLog,
+    /// It bears a trusted log's origin, and not its signature.
+    #[error("the checkpoint is not signed by its log")]
+    Signature(#[source] CheckpointError),
+    /// The log was found to be forked.
+    #[error("the log is distrusted")]
+    Distrusted,
+    /// `old_size` is not the size that was cosigned last.
+    #[error("the last checkpoint that was cosigned has size {kept}")]
+    OtherSize {
+        /// The size that is kept.
+        kept: u64,
+    },
+    /// It is smaller than the one that was cosigned last.
+    #[error("size {size} is smaller than {kept}, which was cosigned already")]
+    Stale {
+        /// Its size.
+        size: u64,
+        /// The size that is kept.
+        kept: u64,
+    },
+    /// The proof does not lead from the old tree to the new one.
+    #[error("the consistency proof does not hold")]
+    Inconsistent,
+    /// Another root for a size that was cosigned already.
+    #[error("another root for size {0} was cosigned already")]
+    Fork(u64),
+    /// The witness cannot remember, so it does not cosign.
+    #[error("the witness cannot keep its state")]
+    Storage(#[source] anyhow::Error),
+    /// The witness cannot sign.
+    #[error("the witness cannot sign")]
+    Signing(#[source] NoteError),
+}
+
+impl From<WitnessError> for Status {
+    fn from(error: WitnessError) -> Self {
+        let text = error.to_string();
+        let mut status = match &error {
+            WitnessError::Malformed(_) => {
+                refuse_field(Code::InvalidArgument, "CHECKPOINT_MALFORMED", "checkpoint", text)
+            }
+            WitnessError::UnknownLog => {
+                refuse_field(Code::FailedPrecondition, "LOG_UNKNOWN", "checkpoint", text)
+            }
+            WitnessError::Signature(cause) => {
+                refuse_field(Code::FailedPrecondition, cause.reason(), "checkpoint", text)
+            }
+            WitnessError::Distrusted => refuse(Code::FailedPrecondition, "LOG_DISTRUSTED", text),
+            WitnessError::OtherSize { kept } => refuse_with(
+                Code::Aborted,
+                "OLD_SIZE_MISMATCH",
+                text,
+                KEPT_SIZE,
+                kept.to_string(),
+            ),
+            WitnessError::Stale { kept, .. } => refuse_with(
+                Code::FailedPrecondition,
+                "CHECKPOINT_STALE",
+                text,
+                KEPT_SIZE,
+                kept.to_string(),
+            ),
+            WitnessError::Inconsistent => refuse_field(
+                Code::FailedPrecondition,
+                "CONSISTENCY_INVALID",
+                "consistency_proof",
+                text,
+            ),
+            WitnessError::Fork(_) => refuse(Code::FailedPrecondition, "LOG_FORK", text),
+            WitnessError::Storage(_) => refuse(Code::Unavailable, "WITNESS_STATE_UNAVAILABLE", text),
+            WitnessError::Signing(_) => refuse(Code::Internal, "WITNESS_KEY_FAILED", text),
+        };
+        status.set_source(std::sync::Arc::new(error));
+        status
+    }
+}
+
+/// A request to cosign.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// The size that the caller believes was cosigned last.
+    pub old_size: u64,
+    /// RFC 6962 consistency proof from there.
+    pub proof: Vec<Hash>,
+    /// The signed note.
+    pub checkpoint: Vec<u8>,
+}
+
+/// What came of a request.
+#[derive(Debug)]
+pub struct Answer {
+    /// The signature line, ended by a newline.
+    pub line: String,
+}
+
+/// The witness: a key, a name, and what it has seen.
+pub struct Witness {
+    key: SigningKey,
+    public: NoteKey,
+    heads: Mutex<Heads>,
+}
+
+impl Witness {
+    /// # Errors
+    /// [`NoteError`] if the key is not Ed25519 or the name cannot stand in a note.
+    pub fn new(name: &str, key: SigningKey, heads: Heads) -> Result<Self, NoteError> {
+        let public = NoteKey::cosignature(name, key.verifying_key())?;
+        Ok(Self {
+            key,
+            public,
+            heads: Mutex::new(heads),
+        })
+    }
+
+    /// The verifier key that trust roots name it by.
+    pub fn public(&self) -> &NoteKey {
+        &self.public
+    }
+
+    /// The logs of which a fork was seen.
+    pub fn forked(&self) -> Vec<[u8; 32]> {
+        self.heads
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .forked()
+            .copied()
+            .collect()
+    }
+
+    /// Cosigns, or says why not. Blocks until what it saw is durable.
+    ///
+    /// # Errors
+    /// [`WitnessError`]; after [`WitnessError::Fork`] the log is in [`forked`](Self::forked).
+    pub fn cosign(&self, order: &Order, roots: &TrustRoots, now: Timestamp) -> Result<Answer, WitnessError> {
+        let note = Note::parse(&order.checkpoint).map_err(WitnessError::Malformed)?;
+        let (log_id, checkpoint) = trusted(&note, roots)?;
+        let mut heads = self.heads.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = heads.get(&log_id).cloned();
+        if kept.as_ref().is_some_and(|head| head.fork.is_some()) {
+            return Err(WitnessError::Distrusted);
+        }
+        match extends(&checkpoint, kept.as_ref(), order) {
+            Ok(()) => {}
+            Err(WitnessError::Fork(size)) => {
+                if let Some(head) = kept {
+                    let fork = Some(note.to_string());
+                    heads
+                        .keep(log_id, Head { fork, ..head })
+                        .map_err(WitnessError::Storage)?;
+                }
+                error!(origin = %checkpoint.origin, size, "log fork: two signed roots for one size");
+                metrics::counter!("stella_log_forks_total").increment(1);
+                return Err(WitnessError::Fork(size));
+            }
+            Err(refused) => return Err(refused),
+        }
+        let line =
+            cosignature::cosign(self.public.name(), &self.key, &note, now).map_err(WitnessError::Signing)?;
+        let head = Head {
+            size: checkpoint.size,
+            root: checkpoint.root,
+            checkpoint: note.to_string(),
+            fork: None,
+        };
+        heads.keep(log_id, head).map_err(WitnessError::Storage)?;
+        info!(origin = %checkpoint.origin, size = checkpoint.size, "cosigned");
+        Ok(Answer { line })
+    }
+}
+
+/// Finds the trusted log that signed the note.
+fn trusted(note: &Note, roots: &TrustRoots) -> Result<([u8; 32], Checkpoint), WitnessError> {
+    let origin = note.text().lines().next().unwrap_or_default();
+    let mut refused = WitnessError::UnknownLog;
+    for log in roots.logs().iter().filter(|log| log.key.origin == origin) {
+        match log.key.verify_checkpoint(note) {
+            Ok(_) if log.distrusted => return Err(WitnessError::Distrusted),
+            Ok(checkpoint) => return Ok((log.key.log_id, checkpoint)),
+            Err(error) => refused = WitnessError::Signature(error),
+        }
+    }
+    Err(refused)
+}
+
+fn extends(checkpoint: &Checkpoint, kept: Option<&Head>, order: &Order) -> Result<(), WitnessError> {
+    let (kept_size, kept_root) = kept.map_or((0, merkle::EMPTY_ROOT), |head| (head.size, head.root));
+    if kept.is_some() && checkpoint.size == kept_size && checkpoint.root != kept_root {
+        return Err(WitnessError::Fork(kept_size));
+    }
+    if checkpoint.size < kept_size {
+        return Err(WitnessError::Stale {
+            size: checkpoint.size,
+            kept: kept_size,
+        });
+    }
+    if order.old_size != kept_size {
+        return Err(WitnessError::OtherSize { kept: kept_size });
+    }
+    if kept_size == 0 {
+        return if order.proof.is_empty() {
+            Ok(())
+        } else {
+            Err(WitnessError::Inconsistent)
+        };
+    }
+    merkle::verify_consistency(
+        kept_size,
+        checkpoint.size,
+        &order.proof,
+        &kept_root,
+        &checkpoint.root,
+    )
+    .map_err(|_| WitnessError::Inconsistent)
+}
+
+/// Reads the witness's key; see [`stella_serve::fs::read_secret_text`].
+///
+/// # Errors
+/// The file cannot be read, others may read it, or it holds no key.
+pub(crate) fn read_key(path: &std::path::Path) -> anyhow::Result<SigningKey> {
+    let pem = stella_serve::fs::read_secret_text(path)?;
+    SigningKey::from_pkcs8_pem(&pem).map_err(|error: KeyError| {
+        anyhow::Error::new(error).context(format!("`{}` is not a usable key", path.display()))
+    })
+}
+
+#[cfg(test)]
+#[path = "witness_tests.rs"]
+mod tests;
