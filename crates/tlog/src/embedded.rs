@@ -1,0 +1,492 @@
+//! A transparency log in this process: a Rekor v2 without another one, in tiles on disk (C2SP tlog-tiles).
+//!
+//! A submission goes one way: [`intake`] checks its signature and puts it into the tree, durably, in batches;
+//! [`publisher`] writes the tiles and the checkpoint; [`cosigner`] has the checkpoint cosigned; then it is answered with
+//! its proof. Each stage is a thread with a queue before it, so one batch is checked while another is flushed and a
+//! third is at the witnesses. [`sweeper`] tidies up behind them; [`open`] makes sense of what a crash left.
+//!
+//! The same entry is logged once: who submits it again gets the same index, with a newer checkpoint.
+
+mod cosigner;
+mod files;
+mod intake;
+mod journal;
+mod open;
+mod publisher;
+mod queue;
+mod sweeper;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use stella_attest::checkpoint::{Checkpoint, LogKey};
+use stella_attest::evidence::{InclusionProof, LogEntry};
+use stella_attest::hashedrekord;
+use stella_attest::key::{Algorithm, SigningKey, VerifyingKey};
+use stella_attest::merkle::{self, Hash, MemoryTree};
+use stella_attest::tile::{self, TILE_WIDTH, TileKind, TilePath};
+use tokio::sync::{oneshot, watch};
+
+use self::cosigner::{Cosigner, Known};
+use self::intake::{Raw, Writer};
+use self::journal::Closed;
+use self::publisher::Publisher;
+use self::queue::Queue;
+use self::sweeper::Sweeper;
+use crate::{LogError, Submission, TransparencyLog, Witness};
+
+pub use self::open::OpenError;
+
+/// Most entries of a batch, whatever the configuration says: the journal counts them in two bytes.
+const BATCH_LIMIT: usize = 4096;
+
+/// Where the log is and how it works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EmbeddedConfig {
+    /// Directory of the log; made if it is missing.
+    pub dir: PathBuf,
+    /// The log's name: the host of its base URL. Fixed when the log is made.
+    pub origin: String,
+    /// Most entries that one checkpoint adds.
+    pub batch_max: usize,
+    /// Most submissions that may wait for an answer; more are refused with `LOG_BUSY`.
+    pub waiting_max: usize,
+    /// How long a witness may take.
+    pub witness_timeout: Duration,
+    /// Size at which the journal begins a new segment.
+    pub segment_bytes: u64,
+}
+
+impl EmbeddedConfig {
+    /// The log `origin` in `dir`, with what has proven sensible for the rest.
+    pub fn new(dir: impl Into<PathBuf>, origin: impl Into<String>) -> Self {
+        Self {
+            dir: dir.into(),
+            origin: origin.into(),
+            batch_max: 512,
+            waiting_max: 65_536,
+            witness_timeout: Duration::from_secs(10),
+            segment_bytes: 64 << 20,
+        }
+    }
+}
+
+/// A checkpoint and the signed note that it stands in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signed {
+    /// What the log states.
+    pub checkpoint: Checkpoint,
+    /// The note, with the log's signature and, if it was cosigned, the witnesses'.
+    pub note: Arc<str>,
+}
+
+/// The tree, and where each leaf stands in it.
+#[derive(Default)]
+struct Tree {
+    nodes: MemoryTree,
+    index: HashMap<Hash, u64>,
+}
+
+impl Tree {
+    /// Adds a leaf and returns its index. Of equal leaves, which only a foreign writer makes, the first is found.
+    fn push(&mut self, leaf: Hash) -> u64 {
+        let index = self.nodes.size();
+        self.nodes.push(leaf);
+        self.index.entry(leaf).or_insert(index);
+        index
+    }
+}
+
+/// What all stages see.
+struct Shared {
+    dir: PathBuf,
+    log: LogKey,
+    tree: RwLock<Tree>,
+    /// The newest checkpoint whose tiles are written.
+    published: watch::Sender<Arc<Signed>>,
+    /// The newest one that all required witnesses cosigned.
+    cosigned: watch::Sender<Option<Arc<Signed>>>,
+    failed: OnceLock<LogError>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Shared {
+    /// No code runs under the lock that could leave the tree half changed.
+    fn tree(&self) -> RwLockReadGuard<'_, Tree> {
+        self.tree.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tree_mut(&self) -> RwLockWriteGuard<'_, Tree> {
+        self.tree.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why the log takes nothing more, if it does not.
+    fn failure(&self) -> Option<LogError> {
+        self.failed.get().cloned()
+    }
+
+    /// Ends all work: after a failed write nobody knows what is on the disk until it is read again.
+    fn fail(&self, error: io::Error) -> LogError {
+        tracing::error!(%error, "the log cannot write and takes nothing more");
+        self.failed
+            .get_or_init(|| LogError::Storage(Arc::new(error)))
+            .clone()
+    }
+
+    /// The entry with its proof; `signed` covers it.
+    fn entry_of(&self, index: u64, body: Vec<u8>, signed: &Signed) -> LogEntry {
+        let Checkpoint { size, root, .. } = signed.checkpoint;
+        // The tree has every node of a size that was signed.
+        let hashes = merkle::inclusion_proof(&self.tree().nodes, index, size).unwrap_or_default();
+        LogEntry {
+            log_id: self.log.log_id,
+            kind: hashedrekord::KIND.to_owned(),
+            version: hashedrekord::VERSION.to_owned(),
+            log_index: index,
+            integrated_time: None,
+            promise: None,
+            proof: Some(InclusionProof {
+                log_index: index,
+                tree_size: size,
+                root,
+                hashes,
+                checkpoint: signed.note.to_string(),
+            }),
+            body,
+        }
+    }
+}
+
+/// The way back to who submitted; while it stands, the submission counts as waiting.
+struct Answer {
+    sender: oneshot::Sender<Result<LogEntry, LogError>>,
+    _place: Place,
+}
+
+impl Answer {
+    /// Answers. Whoever has gone away meanwhile finds the entry when it asks again.
+    fn give(self, outcome: Result<LogEntry, LogError>) {
+        let _ = self.sender.send(outcome);
+    }
+}
+
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    /// A place among at most `most`.
+    fn take(waiting: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
+        let place = Self(waiting.clone());
+        let before = waiting.fetch_add(1, Ordering::Relaxed);
+        (before < most).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The log. Closes when dropped, which waits for what is under way; see [`close`](Self::close).
+pub struct EmbeddedLog {
+    shared: Arc<Shared>,
+    raw: Arc<Queue<Raw>>,
+    checked: Arc<Queue<intake::Checked>>,
+    waiting_max: usize,
+    is_witnessed: bool,
+    stages: Mutex<Option<Stages>>,
+}
+
+/// The threads, in the order in which work passes them.
+struct Stages {
+    checkers: Vec<JoinHandle<()>>,
+    writer: JoinHandle<Closed>,
+    committed: Arc<Queue<intake::Committed>>,
+    publisher: JoinHandle<()>,
+    cosigner: Option<JoinHandle<()>>,
+    closing: watch::Sender<bool>,
+    sweeper: JoinHandle<Sweeper>,
+    /// Held until all is written.
+    lock: File,
+}
+
+impl EmbeddedLog {
+    /// Opens the log of `config`, or makes it. Reads all of it, so it is for a thread that may block.
+    ///
+    /// `floor` is the newest checkpoint that the caller remembers from elsewhere. All of `witnesses` must cosign before
+    /// anyone is answered; with none, the log's own signature is enough.
+    pub fn open(
+        config: EmbeddedConfig,
+        key: SigningKey,
+        floor: Option<Checkpoint>,
+        witnesses: Vec<Arc<dyn Witness>>,
+    ) -> Result<Self, OpenError> {
+        let opened = open::open(&config, &key, floor.as_ref())?;
+        let last = opened.cosigned.clone();
+        let shared = Arc::new(Shared {
+            dir: config.dir.clone(),
+            log: opened.log,
+            tree: RwLock::new(opened.tree),
+            published: watch::Sender::new(opened.signed.clone()),
+            cosigned: watch::Sender::new(opened.cosigned),
+            failed: OnceLock::new(),
+            waiting: Arc::default(),
+        });
+        let size = opened.signed.checkpoint.size;
+        let (chores, to_do) = mpsc::channel();
+        let closing = watch::Sender::new(false);
+        let raw = Arc::new(Queue::new(1));
+        let checked = Arc::new(Queue::new(config.batch_max.clamp(1, BATCH_LIMIT)));
+        let committed = Arc::new(Queue::new(usize::MAX));
+
+        let is_witnessed = !witnesses.is_empty();
+        let known = witnesses
+            .into_iter()
+            .map(|witness| Known::new(witness, last.as_deref()))
+            .collect();
+        let (to_cosigner, cosigner) = if is_witnessed {
+            let cosigner = Cosigner {
+                shared: shared.clone(),
+                witnesses: known,
+                timeout: config.witness_timeout,
+                closing: closing.subscribe(),
+            };
+            let (sender, published) = tokio::sync::mpsc::unbounded_channel();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            let thread = spawn("log-cosign", move || runtime.block_on(cosigner.run(published)))?;
+            (Some(sender), Some(thread))
+        } else {
+            (None, None)
+        };
+        let sweeper = Sweeper {
+            dir: config.dir,
+            durable: opened.base - opened.base % u64::from(TILE_WIDTH),
+            segments: opened.closed,
+            full: files::tiles_between(opened.base, size)
+                .into_iter()
+                .filter(|tile| !tile.is_partial())
+                .collect(),
+        };
+        let publisher = Publisher {
+            shared: shared.clone(),
+            edge: opened.edge,
+            size,
+            chores: chores.clone(),
+            cosigner: to_cosigner,
+        };
+        let writer = Writer {
+            shared: shared.clone(),
+            key,
+            journal: opened.journal,
+            signed: opened.signed,
+            segment_bytes: config.segment_bytes,
+            chores,
+        };
+        let stages = Stages {
+            checkers: intake::start_checkers(&raw, &checked)?,
+            writer: {
+                let (checked, committed) = (checked.clone(), committed.clone());
+                spawn("log-write", move || writer.run(&checked, &committed))?
+            },
+            publisher: {
+                let committed = committed.clone();
+                spawn("log-publish", move || publisher.run(&committed))?
+            },
+            committed,
+            cosigner,
+            closing,
+            sweeper: spawn("log-sweep", move || sweeper.run(&to_do))?,
+            lock: opened.lock,
+        };
+        tracing::info!(origin = %shared.log.origin, size, "log opened");
+        let stages = Mutex::new(Some(stages));
+        Ok(Self {
+            shared,
+            raw,
+            checked,
+            waiting_max: config.waiting_max,
+            is_witnessed,
+            stages,
+        })
+    }
+
+    /// The log's origin, key and id.
+    pub fn log_key(&self) -> &LogKey {
+        &self.shared.log
+    }
+
+    /// The checkpoint that answers lead to now: the newest cosigned one if there are required witnesses and it exists,
+    /// else the newest one.
+    pub fn checkpoint(&self) -> Arc<Signed> {
+        let cosigned = if self.is_witnessed {
+            self.shared.cosigned.borrow().clone()
+        } else {
+            None
+        };
+        cosigned.unwrap_or_else(|| self.shared.published.borrow().clone())
+    }
+
+    /// The newest checkpoint, cosigned or not, and each one after it.
+    pub fn watch_checkpoints(&self) -> watch::Receiver<Arc<Signed>> {
+        self.shared.published.subscribe()
+    }
+
+    /// The newest checkpoint that all required witnesses cosigned, and each one after it.
+    pub fn watch_cosigned(&self) -> watch::Receiver<Option<Arc<Signed>>> {
+        self.shared.cosigned.subscribe()
+    }
+
+    /// Index of the entry with this leaf hash, if the newest checkpoint covers it.
+    pub fn find(&self, leaf: &Hash) -> Option<u64> {
+        let size = self.shared.published.borrow().checkpoint.size;
+        self.shared
+            .tree()
+            .index
+            .get(leaf)
+            .copied()
+            .filter(|index| *index < size)
+    }
+
+    /// The entry at `index` with its proof; `None` if [`checkpoint`](Self::checkpoint) does not cover it. Reads a file.
+    pub fn entry(&self, index: u64) -> Result<Option<LogEntry>, LogError> {
+        let signed = self.checkpoint();
+        if index >= signed.checkpoint.size {
+            return Ok(None);
+        }
+        let body = self
+            .body(index)
+            .map_err(|error| LogError::Storage(Arc::new(error)))?;
+        Ok(Some(self.shared.entry_of(index, body, &signed)))
+    }
+
+    /// Reads a body from its bundle: the full one, or else the partial one of the newest checkpoint.
+    fn body(&self, index: u64) -> io::Result<Vec<u8>> {
+        let width = u64::from(TILE_WIDTH);
+        let full = TilePath {
+            kind: TileKind::Entries,
+            index: index / width,
+            width: TILE_WIDTH,
+        };
+        let size = self.shared.published.borrow().checkpoint.size;
+        let at_edge = index / width == size / width;
+        let tile = if at_edge {
+            TilePath {
+                width: (size % width) as u16,
+                ..full
+            }
+        } else {
+            full
+        };
+        // A partial bundle gives way to the full one when that is there.
+        let (tile, bytes) = match files::read(&self.shared.dir.join(tile.to_string()))? {
+            Some(bytes) => (tile, bytes),
+            None => (full, std::fs::read(self.shared.dir.join(full.to_string()))?),
+        };
+        let entries = tile::read_entries(&bytes, tile.width).map_err(io::Error::other)?;
+        let entry = entries.get((index % width) as usize).map(|entry| entry.to_vec());
+        entry.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))
+    }
+
+    /// The proof that the tree of `old` leaves is the beginning of that of `new`, which the newest checkpoint covers;
+    /// `None` if it does not.
+    pub fn consistency_proof(&self, old: u64, new: u64) -> Option<Vec<Hash>> {
+        let size = self.shared.published.borrow().checkpoint.size;
+        let is_known = old <= new && new <= size;
+        is_known.then(|| merkle::consistency_proof(&self.shared.tree().nodes, old, new).ok())?
+    }
+
+    /// Finishes what is under way and flushes everything; what waits for a witness is refused. Blocks. After it, and
+    /// after a second call, every submission is refused.
+    pub fn close(&self) {
+        let stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(stages) = stages {
+            self.close_stages(stages);
+        }
+    }
+
+    fn close_stages(&self, stages: Stages) {
+        self.raw.close();
+        for checker in stages.checkers {
+            join(checker);
+        }
+        self.checked.close();
+        let last = join(stages.writer);
+        stages.closing.send_replace(true);
+        stages.committed.close();
+        join(stages.publisher);
+        stages.cosigner.map(join);
+        let sweeper = join(stages.sweeper);
+        let (Some(last), Some(sweeper), None) = (last, sweeper, self.shared.failure()) else {
+            return;
+        };
+        let size = self.shared.published.borrow().checkpoint.size;
+        if let Err(error) = sweeper.settle(size, last) {
+            // The journal has everything that could not be flushed.
+            tracing::warn!(%error, "the log was closed without being settled");
+        }
+        drop(stages.lock);
+    }
+}
+
+impl Drop for EmbeddedLog {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+#[async_trait]
+impl TransparencyLog for EmbeddedLog {
+    async fn submit(&self, submission: Submission) -> Result<LogEntry, LogError> {
+        self.accepts(&submission.key)?;
+        if let Some(error) = self.shared.failure() {
+            return Err(error);
+        }
+        let place = Place::take(&self.shared.waiting, self.waiting_max).ok_or(LogError::Busy)?;
+        let (sender, answered) = oneshot::channel();
+        let answer = Answer {
+            sender,
+            _place: place,
+        };
+        self.checked.announce();
+        if self.raw.push(Raw { submission, answer }).is_err() {
+            self.checked.withdraw();
+            return Err(LogError::Closed);
+        }
+        answered.await.unwrap_or(Err(LogError::Closed))
+    }
+
+    fn log_id(&self) -> [u8; 32] {
+        self.shared.log.log_id
+    }
+
+    /// Takes P-256 and RSA: their signatures verify over the SHA-256 digest that the entry holds.
+    fn accepts(&self, key: &VerifyingKey) -> Result<(), LogError> {
+        match key.algorithm() {
+            Algorithm::EcdsaP256 | Algorithm::Rsa if key.is_loggable() => Ok(()),
+            _ => Err(LogError::KeyNotLoggable),
+        }
+    }
+}
+
+fn spawn<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    thread::Builder::new().name(name.to_owned()).spawn(work)
+}
+
+/// What a stage leaves behind; `None` if it panicked, which its thread has said already.
+fn join<T>(thread: JoinHandle<T>) -> Option<T> {
+    thread.join().ok()
+}
