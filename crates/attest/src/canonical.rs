@@ -32,7 +32,7 @@ pub fn write(value: &Value, out: &mut Vec<u8>) {
             }
             out.push(b']');
         }
-        Value::Object(members) => write_members_of(members, out),
+        Value::Object(members) => write_object(members, out),
     }
 }
 
@@ -102,8 +102,7 @@ fn write_integer(integer: i64, out: &mut Vec<u8>) {
     out.extend_from_slice(&digits[at..]);
 }
 
-/// Appends the canonical bytes of the object with these members.
-pub fn write_members_of(members: &Map<String, Value>, out: &mut Vec<u8>) {
+fn write_object(members: &Map<String, Value>, out: &mut Vec<u8>) {
     out.push(b'{');
     // The map is sorted by UTF-8 bytes. That is the order of UTF-16 code units too, unless a name holds a character
     // that UTF-16 writes as surrogates, which sort below U+E000: possible only with a lead byte of 0xF0 or more.

@@ -4,7 +4,7 @@
 //! writes can end up in those four members. The event hash covers everything but `provenance` and `trust`, which the
 //! receipt binds on their own.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::canonical;
 use crate::digest::Digest;
@@ -93,7 +93,8 @@ impl EventError {
 /// An event. Its identifying members are there and well-formed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
-    document: Map<String, Value>,
+    /// Always an object.
+    document: Value,
     kind: Kind,
     subject: Digest,
     evidence: Option<Digest>,
@@ -124,9 +125,9 @@ impl Event {
     /// # Errors
     /// [`EventError`] names the member at fault.
     pub fn from_stored(document: Value) -> Result<Self, EventError> {
-        let Value::Object(document) = document else {
+        if !document.is_object() {
             return Err(EventError::NotAnObject);
-        };
+        }
         let text = |name: &str| document.get(name).and_then(Value::as_str);
         text("_id").filter(|id| is_id(id)).ok_or(EventError::BadId)?;
         let kind = text("kind")
@@ -167,10 +168,12 @@ impl Event {
     /// The event as `tenant` stores it at revision `rev`, without proof.
     #[must_use]
     pub fn stored_as(mut self, tenant: &str, rev: u64) -> Self {
-        self.document.insert("tenant".into(), tenant.into());
-        self.document.insert("rev".into(), rev.into());
-        self.document.remove("provenance");
-        self.document.remove("trust");
+        self.document["tenant"] = tenant.into();
+        self.document["rev"] = rev.into();
+        if let Value::Object(members) = &mut self.document {
+            members.remove("provenance");
+            members.remove("trust");
+        }
         self.rev = rev;
         self
     }
@@ -178,8 +181,8 @@ impl Event {
     /// The event with the two blocks that the Verifier sealed.
     #[must_use]
     pub fn with_proof(mut self, provenance: Value, trust: Value) -> Self {
-        self.document.insert("provenance".into(), provenance);
-        self.document.insert("trust".into(), trust);
+        self.document["provenance"] = provenance;
+        self.document["trust"] = trust;
         self
     }
 
@@ -242,23 +245,20 @@ impl Event {
 
     /// The document without `provenance` and `trust`.
     pub fn without_proof(&self) -> Value {
-        let mut members = self.document.clone();
-        members.remove("provenance");
-        members.remove("trust");
-        Value::Object(members)
+        let members = self.document.as_object().into_iter().flatten();
+        let kept = members.filter(|(name, _)| !matches!(name.as_str(), "provenance" | "trust"));
+        Value::Object(kept.map(|(name, value)| (name.clone(), value.clone())).collect())
     }
 
     /// The whole document.
-    pub fn to_value(&self) -> Value {
-        Value::Object(self.document.clone())
+    pub fn value(&self) -> &Value {
+        &self.document
     }
 
     /// The event hash: SHA-256 of the canonical document without `provenance` and `trust`.
     pub fn hash(&self) -> Digest {
         if self.provenance().is_none() && self.trust().is_none() {
-            let mut bytes = Vec::with_capacity(512);
-            canonical::write_members_of(&self.document, &mut bytes);
-            return Digest::of(&bytes);
+            return Digest::of(&canonical::to_vec(&self.document));
         }
         Digest::of(&canonical::to_vec(&self.without_proof()))
     }

@@ -24,6 +24,7 @@ pub mod pattern;
 pub mod policy;
 pub mod receipt;
 pub mod report;
+pub mod slice;
 pub mod statement;
 pub mod tile;
 pub mod timestamp;

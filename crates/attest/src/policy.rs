@@ -27,6 +27,8 @@ use condition::Condition;
 pub const MAX_BYTES: usize = 1 << 20;
 /// Most rules of a file, and most conditions of a rule.
 const MAX_RULES: usize = 1_000;
+/// Most values and texts that aliases (`*name`) may repeat, so that a small file cannot grow into a huge one.
+const MAX_REPLAYED: usize = 10_000;
 
 /// Why a policy file is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -149,7 +151,10 @@ impl Policy {
         let text = std::str::from_utf8(yaml).map_err(|error| PolicyError::Yaml {
             message: error.to_string(),
         })?;
-        let document: Value = serde_saphyr::from_str(text).map_err(|error| PolicyError::Yaml {
+        let mut options = serde_saphyr::Options::default();
+        options.alias_limits.max_total_replayed_events = MAX_REPLAYED;
+        let read = serde_saphyr::from_str_with_options(text, options);
+        let document: Value = read.map_err(|error| PolicyError::Yaml {
             message: first_line(&error.to_string()),
         })?;
         let root = object(&document, "", &["rules", "lists", "vars"])?;

@@ -10,6 +10,9 @@ use crate::timestamp::Timestamp;
 const EXPECTED: &str = "`path: value`, `path missing`, `path exists`, `path in List`, `path not in List`, or \
                         `path OP value` with ==, !=, <, <=, > or >=";
 
+/// The one path that every document has: what was not verified is not verified.
+const VERIFIED: &str = "trust.verified";
+
 /// A path as documents have it, aliases put in full, and the test of its value.
 #[derive(Clone, Debug)]
 pub(super) struct Condition {
@@ -68,7 +71,7 @@ impl Condition {
 
     /// Whether it holds; a value that a comparison needs and does not find is added to `missing`.
     pub(super) fn holds(&self, facts: &Value, missing: &mut Vec<String>) -> bool {
-        let value = lookup(facts, &self.path);
+        let value = lookup(facts, &self.path).or((self.path == VERIFIED).then_some(&Value::Bool(false)));
         match &self.test {
             Test::Missing => return value.is_none(),
             Test::Exists => return value.is_some(),

@@ -133,6 +133,33 @@ fn each_operator_compares_and_a_missing_value_is_never_true() {
 }
 
 #[test]
+fn what_says_nothing_of_its_verification_is_unverified() {
+    let yaml = seed("1");
+    for facts in [
+        json!({}),
+        json!({"trust": {}}),
+        json!({"trust": {"verified": null}}),
+        json!({"trust": true}),
+    ] {
+        let want = (
+            Decision::Fail,
+            Some("BLOCK-UNPROVEN".to_owned()),
+            vec!["RULE_FAILED".to_owned()],
+        );
+        assert_eq!(outcome(&yaml, &facts), want, "{facts}");
+    }
+    let claims = "rules:\n- {id: A, when: {all: [trust.verified: true]}, then: {decision: ALLOW}}\n";
+    for claim in [json!("true"), json!(1), json!({"verified": true})] {
+        let facts = json!({"trust": {"verified": claim}});
+        assert_eq!(
+            outcome(claims, &facts),
+            (Decision::Fail, None, vec!["NO_RULE".to_owned()]),
+            "{facts}"
+        );
+    }
+}
+
+#[test]
 fn fail_beats_allow_whatever_the_order() {
     let allow = "- {id: A, when: {any: [x exists]}, then: {decision: ALLOW}}";
     let fail = "- {id: F, when: {any: [x exists]}, then: {decision: FAIL}}";
@@ -194,5 +221,92 @@ fn a_wrong_file_is_refused_with_its_place() {
     assert_eq!(
         Policy::parse(&vec![b' '; MAX_BYTES + 1]).map(|_| ()),
         Err(PolicyError::TooLarge)
+    );
+}
+
+#[test]
+fn a_refusal_says_what_it_is() {
+    let rule = |condition: &str| {
+        format!("rules: [{{id: R, when: {{all: [{condition}]}}, then: {{decision: ALLOW}}}}]")
+    };
+    let (path, many) = (
+        "rules[0].when.all[0]".to_owned(),
+        "- {id: R}\n".repeat(MAX_RULES + 1),
+    );
+    for (yaml, want, text) in [
+        (
+            rule("'a in Vendors'"),
+            PolicyError::UnknownList {
+                path: path.clone(),
+                name: "Vendors".into(),
+            },
+            "the condition at `rules[0].when.all[0]` names the list `Vendors`, which is not in `lists`",
+        ),
+        (
+            rule("'a <= releaseFreeze'"),
+            PolicyError::UnknownVariable {
+                path,
+                name: "releaseFreeze".into(),
+            },
+            "the condition at `rules[0].when.all[0]` names `releaseFreeze`, which is not in `vars`; put literal text \
+             into quotes",
+        ),
+        (
+            "rulez: []".into(),
+            PolicyError::Malformed {
+                path: "rulez".into(),
+                expected: "no such member is known",
+            },
+            "`rulez` is missing, unknown or of the wrong form: no such member is known",
+        ),
+        (
+            format!("rules:\n{many}"),
+            PolicyError::Malformed {
+                path: "rules".into(),
+                expected: "a list of at most 1,000 rules",
+            },
+            "`rules` is missing, unknown or of the wrong form: a list of at most 1,000 rules",
+        ),
+    ] {
+        let refused = Policy::parse(yaml.as_bytes()).map(|_| ());
+        assert_eq!(
+            refused.as_ref().map_err(ToString::to_string),
+            Err(text.to_owned())
+        );
+        assert_eq!(refused, Err(want));
+    }
+}
+
+#[test]
+fn yaml_that_grows_or_repeats_is_refused_while_it_is_read() {
+    let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for level in 1..10 {
+        let last = format!("*a{}, ", level - 1).repeat(10);
+        bomb.push_str(&format!("a{level}: &a{level} [{last}]\n"));
+    }
+    let deep = format!("rules: {}{}", "[".repeat(50_000), "]".repeat(50_000));
+    for (case, yaml) in [
+        ("aliases of aliases", bomb),
+        ("an alias within itself", "rules: &a [*a]".to_owned()),
+        ("too deep", deep),
+        (
+            "a key twice in a rule",
+            "rules: [{id: A, id: B, when: {all: [a exists]}, then: {}}]".to_owned(),
+        ),
+        ("a list twice", "rules: []\nlists: {L: [a], L: [b]}".to_owned()),
+        ("a variable twice", "rules: []\nvars: {v: 1, v: 2}".to_owned()),
+        ("two documents", "rules: []\n---\nrules: []\n".to_owned()),
+    ] {
+        let refused = Policy::parse(yaml.as_bytes()).map(|_| ());
+        assert!(
+            matches!(refused, Err(PolicyError::Yaml { .. })),
+            "{case}: {refused:?}"
+        );
+    }
+    assert_eq!(
+        Policy::parse(&[b'r', 0xff])
+            .map(|_| ())
+            .map_err(|error| error.reason()),
+        Err("BAD_POLICY")
     );
 }
