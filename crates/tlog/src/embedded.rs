@@ -1,9 +1,12 @@
 //! A transparency log in this process: a Rekor v2 without another one, in tiles on disk (C2SP tlog-tiles).
 //!
 //! A submission goes one way: [`intake`] checks its signature and puts it into the tree, durably, in batches;
-//! [`publisher`] writes the tiles and the checkpoint; [`cosigner`] has the checkpoint cosigned; then it is answered with
-//! its proof. Each stage is a thread with a queue before it, so one batch is checked while another is flushed and a
-//! third is at the witnesses. [`sweeper`] tidies up behind them; [`open`] makes sense of what a crash left.
+//! [`cosigner`] has the batch's checkpoint cosigned and answers with the proof that leads to it. Beside that way,
+//! [`publisher`] writes tiles and checkpoint for others to read, and [`sweeper`] tidies up. Each is a thread with a queue
+//! before it, so one batch is checked while another is flushed and a third is at the witnesses. [`open`] makes sense of
+//! what a crash left.
+//!
+//! An answer is durable, for it is in the journal; its tiles are in their files within the publication interval.
 //!
 //! The same entry is logged once: who submits it again gets the same index, with a newer checkpoint.
 
@@ -39,7 +42,7 @@ use tokio::sync::{oneshot, watch};
 use self::cosigner::{Cosigner, Known};
 use self::intake::{Raw, Writer};
 use self::journal::Closed;
-use self::publisher::Publisher;
+use self::publisher::{Publisher, Work};
 use self::queue::Queue;
 use self::sweeper::Sweeper;
 use crate::{LogError, Submission, TransparencyLog, Witness};
@@ -60,6 +63,8 @@ pub struct EmbeddedConfig {
     pub batch_max: usize,
     /// Most submissions that may wait for an answer; more are refused with `LOG_BUSY`.
     pub waiting_max: usize,
+    /// Files are written for others to read at most this often; a batch that comes alone is written at once.
+    pub publish_interval: Duration,
     /// How long a witness may take.
     pub witness_timeout: Duration,
     /// Size at which the journal begins a new segment.
@@ -74,6 +79,7 @@ impl EmbeddedConfig {
             origin: origin.into(),
             batch_max: 512,
             waiting_max: 65_536,
+            publish_interval: Duration::from_millis(20),
             witness_timeout: Duration::from_secs(10),
             segment_bytes: 64 << 20,
         }
@@ -111,7 +117,9 @@ struct Shared {
     dir: PathBuf,
     log: LogKey,
     tree: RwLock<Tree>,
-    /// The newest checkpoint whose tiles are written.
+    /// The newest checkpoint that is durable.
+    durable: watch::Sender<Arc<Signed>>,
+    /// The newest one whose tiles are in their files.
     published: watch::Sender<Arc<Signed>>,
     /// The newest one that all required witnesses cosigned.
     cosigned: watch::Sender<Option<Arc<Signed>>>,
@@ -206,14 +214,14 @@ pub struct EmbeddedLog {
     stages: Mutex<Option<Stages>>,
 }
 
-/// The threads, in the order in which work passes them.
+/// The threads, in the order in which they end.
 struct Stages {
     checkers: Vec<JoinHandle<()>>,
     writer: JoinHandle<Closed>,
-    committed: Arc<Queue<intake::Committed>>,
-    publisher: JoinHandle<()>,
-    cosigner: Option<JoinHandle<()>>,
     closing: watch::Sender<bool>,
+    cosigner: JoinHandle<()>,
+    works: Arc<Queue<Work>>,
+    publisher: JoinHandle<()>,
     sweeper: JoinHandle<Sweeper>,
     /// Held until all is written.
     lock: File,
@@ -236,39 +244,21 @@ impl EmbeddedLog {
             dir: config.dir.clone(),
             log: opened.log,
             tree: RwLock::new(opened.tree),
+            durable: watch::Sender::new(opened.signed.clone()),
             published: watch::Sender::new(opened.signed.clone()),
             cosigned: watch::Sender::new(opened.cosigned),
             failed: OnceLock::new(),
             waiting: Arc::default(),
         });
         let size = opened.signed.checkpoint.size;
-        let (chores, to_do) = mpsc::channel();
-        let closing = watch::Sender::new(false);
         let raw = Arc::new(Queue::new(1));
         let checked = Arc::new(Queue::new(config.batch_max.clamp(1, BATCH_LIMIT)));
-        let committed = Arc::new(Queue::new(usize::MAX));
-
+        let works = Arc::new(Queue::new(usize::MAX));
+        let (to_cosigner, durable) = tokio::sync::mpsc::unbounded_channel();
+        let (to_sweeper, chores) = mpsc::channel();
+        let closing = watch::Sender::new(false);
         let is_witnessed = !witnesses.is_empty();
-        let known = witnesses
-            .into_iter()
-            .map(|witness| Known::new(witness, last.as_deref()))
-            .collect();
-        let (to_cosigner, cosigner) = if is_witnessed {
-            let cosigner = Cosigner {
-                shared: shared.clone(),
-                witnesses: known,
-                timeout: config.witness_timeout,
-                closing: closing.subscribe(),
-            };
-            let (sender, published) = tokio::sync::mpsc::unbounded_channel();
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
-            let thread = spawn("log-cosign", move || runtime.block_on(cosigner.run(published)))?;
-            (Some(sender), Some(thread))
-        } else {
-            (None, None)
-        };
+
         let sweeper = Sweeper {
             dir: config.dir,
             durable: opened.base - opened.base % u64::from(TILE_WIDTH),
@@ -280,33 +270,47 @@ impl EmbeddedLog {
         };
         let publisher = Publisher {
             shared: shared.clone(),
+            interval: config.publish_interval,
             edge: opened.edge,
             size,
-            chores: chores.clone(),
-            cosigner: to_cosigner,
+            chores: to_sweeper.clone(),
+        };
+        let cosigner = Cosigner {
+            shared: shared.clone(),
+            witnesses: witnesses
+                .into_iter()
+                .map(|witness| Known::new(witness, last.as_deref()))
+                .collect(),
+            timeout: config.witness_timeout,
+            publisher: works.clone(),
+            closing: closing.subscribe(),
         };
         let writer = Writer {
             shared: shared.clone(),
             key,
             journal: opened.journal,
-            signed: opened.signed,
             segment_bytes: config.segment_bytes,
-            chores,
+            publisher: works.clone(),
+            cosigner: to_cosigner,
+            chores: to_sweeper,
         };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let stages = Stages {
             checkers: intake::start_checkers(&raw, &checked)?,
             writer: {
-                let (checked, committed) = (checked.clone(), committed.clone());
-                spawn("log-write", move || writer.run(&checked, &committed))?
+                let checked = checked.clone();
+                spawn("log-write", move || writer.run(&checked))?
             },
-            publisher: {
-                let committed = committed.clone();
-                spawn("log-publish", move || publisher.run(&committed))?
-            },
-            committed,
-            cosigner,
             closing,
-            sweeper: spawn("log-sweep", move || sweeper.run(&to_do))?,
+            cosigner: spawn("log-cosign", move || runtime.block_on(cosigner.run(durable)))?,
+            publisher: {
+                let works = works.clone();
+                spawn("log-publish", move || publisher.run(&works))?
+            },
+            works,
+            sweeper: spawn("log-sweep", move || sweeper.run(&chores))?,
             lock: opened.lock,
         };
         tracing::info!(origin = %shared.log.origin, size, "log opened");
@@ -334,12 +338,12 @@ impl EmbeddedLog {
         } else {
             None
         };
-        cosigned.unwrap_or_else(|| self.shared.published.borrow().clone())
+        cosigned.unwrap_or_else(|| self.shared.durable.borrow().clone())
     }
 
-    /// The newest checkpoint, cosigned or not, and each one after it.
+    /// The newest durable checkpoint, cosigned or not, and each one after it.
     pub fn watch_checkpoints(&self) -> watch::Receiver<Arc<Signed>> {
-        self.shared.published.subscribe()
+        self.shared.durable.subscribe()
     }
 
     /// The newest checkpoint that all required witnesses cosigned, and each one after it.
@@ -347,9 +351,14 @@ impl EmbeddedLog {
         self.shared.cosigned.subscribe()
     }
 
-    /// Index of the entry with this leaf hash, if the newest checkpoint covers it.
+    /// The newest checkpoint whose tiles are in their files, and each one after it.
+    pub fn watch_published(&self) -> watch::Receiver<Arc<Signed>> {
+        self.shared.published.subscribe()
+    }
+
+    /// Index of the entry with this leaf hash, if it is durable.
     pub fn find(&self, leaf: &Hash) -> Option<u64> {
-        let size = self.shared.published.borrow().checkpoint.size;
+        let size = self.shared.durable.borrow().checkpoint.size;
         self.shared
             .tree()
             .index
@@ -358,27 +367,28 @@ impl EmbeddedLog {
             .filter(|index| *index < size)
     }
 
-    /// The entry at `index` with its proof; `None` if [`checkpoint`](Self::checkpoint) does not cover it. Reads a file.
+    /// The entry at `index` with its proof; `None` if it is not published yet, or not covered by
+    /// [`checkpoint`](Self::checkpoint). Reads a file.
     pub fn entry(&self, index: u64) -> Result<Option<LogEntry>, LogError> {
         let signed = self.checkpoint();
-        if index >= signed.checkpoint.size {
+        let published = self.shared.published.borrow().checkpoint.size;
+        if index >= signed.checkpoint.size.min(published) {
             return Ok(None);
         }
         let body = self
-            .body(index)
+            .body(index, published)
             .map_err(|error| LogError::Storage(Arc::new(error)))?;
         Ok(Some(self.shared.entry_of(index, body, &signed)))
     }
 
-    /// Reads a body from its bundle: the full one, or else the partial one of the newest checkpoint.
-    fn body(&self, index: u64) -> io::Result<Vec<u8>> {
+    /// Reads a body from its bundle: the full one, or the partial one of the published size.
+    fn body(&self, index: u64, size: u64) -> io::Result<Vec<u8>> {
         let width = u64::from(TILE_WIDTH);
         let full = TilePath {
             kind: TileKind::Entries,
             index: index / width,
             width: TILE_WIDTH,
         };
-        let size = self.shared.published.borrow().checkpoint.size;
         let at_edge = index / width == size / width;
         let tile = if at_edge {
             TilePath {
@@ -398,10 +408,9 @@ impl EmbeddedLog {
         entry.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))
     }
 
-    /// The proof that the tree of `old` leaves is the beginning of that of `new`, which the newest checkpoint covers;
-    /// `None` if it does not.
+    /// The proof that the tree of `old` leaves is the beginning of that of `new`, which must be durable; else `None`.
     pub fn consistency_proof(&self, old: u64, new: u64) -> Option<Vec<Hash>> {
-        let size = self.shared.published.borrow().checkpoint.size;
+        let size = self.shared.durable.borrow().checkpoint.size;
         let is_known = old <= new && new <= size;
         is_known.then(|| merkle::consistency_proof(&self.shared.tree().nodes, old, new).ok())?
     }
@@ -423,9 +432,9 @@ impl EmbeddedLog {
         self.checked.close();
         let last = join(stages.writer);
         stages.closing.send_replace(true);
-        stages.committed.close();
+        join(stages.cosigner);
+        stages.works.close();
         join(stages.publisher);
-        stages.cosigner.map(join);
         let sweeper = join(stages.sweeper);
         let (Some(last), Some(sweeper), None) = (last, sweeper, self.shared.failure()) else {
             return;

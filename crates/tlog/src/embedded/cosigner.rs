@@ -1,7 +1,7 @@
 //! Has checkpoints cosigned by the required witnesses, then answers.
 //!
-//! One checkpoint is out at a time, the newest there is. What is published meanwhile shares the next one. So however
-//! many submissions wait, a witness is asked as often as it answers.
+//! One checkpoint is out at a time, the newest there is. What becomes durable meanwhile shares the next one. So however
+//! many submissions wait, a witness is asked as often as it answers. Without witnesses the log's signature is enough.
 
 use std::io;
 use std::sync::Arc;
@@ -14,8 +14,9 @@ use stella_attest::note::Note;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 
-use super::intake::{Waiting, refuse};
-use super::publisher::Published;
+use super::intake::{Durable, Waiting, refuse};
+use super::publisher::Work;
+use super::queue::Queue;
 use super::{Shared, Signed, files};
 use crate::{LogError, Witness, WitnessError};
 
@@ -26,6 +27,7 @@ pub(super) struct Cosigner {
     pub(super) shared: Arc<Shared>,
     pub(super) witnesses: Vec<Known>,
     pub(super) timeout: Duration,
+    pub(super) publisher: Arc<Queue<Work>>,
     /// Turns true when the log closes.
     pub(super) closing: watch::Receiver<bool>,
 }
@@ -49,16 +51,22 @@ impl Known {
 }
 
 impl Cosigner {
-    /// Works until nobody is left who could publish.
-    pub(super) async fn run(mut self, mut published: UnboundedReceiver<Published>) {
-        while let Some(Published {
+    /// Works until nobody is left who could send.
+    pub(super) async fn run(mut self, mut durable: UnboundedReceiver<Durable>) {
+        while let Some(Durable {
             mut signed,
             mut waiting,
-        }) = published.recv().await
+        }) = durable.recv().await
         {
-            while let Ok(next) = published.try_recv() {
+            while let Ok(next) = durable.try_recv() {
                 signed = next.signed;
                 waiting.extend(next.waiting);
+            }
+            if self.witnesses.is_empty() {
+                for one in waiting {
+                    one.answer_with(&self.shared, &signed);
+                }
+                continue;
             }
             let mut closing = self.closing.clone();
             let outcome = tokio::select! {
@@ -81,9 +89,12 @@ impl Cosigner {
             return Err(error);
         }
         let cosigned = self.cosign(signed).await?;
-        files::replace_durably(&self.shared.dir, files::COSIGNED, cosigned.note.as_bytes())
+        files::write_checkpoint(&self.shared.dir, files::COSIGNED, &cosigned.note, true)
             .map_err(|error| self.shared.fail(error))?;
-        self.shared.cosigned.send_replace(Some(Arc::new(cosigned)));
+        let cosigned = Arc::new(cosigned);
+        self.shared.cosigned.send_replace(Some(cosigned.clone()));
+        // The publisher ends after the cosigner.
+        let _ = self.publisher.push(Work::Cosigned(cosigned));
         self.answer_covered(waiting);
         Ok(())
     }

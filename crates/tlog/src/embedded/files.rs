@@ -1,8 +1,9 @@
 //! The log's files, and what it takes for them to survive a crash.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use stella_attest::checkpoint::LogKey;
@@ -24,6 +25,9 @@ pub(super) const VERIFIER_KEY: &str = "vkey";
 /// Held by the process that writes.
 pub(super) const LOCK: &str = "lock";
 
+/// What disks write whole or not at all.
+const SECTOR: usize = 512;
+
 const WIDTH: u64 = TILE_WIDTH as u64;
 
 /// The bytes of a file; `None` if there is none.
@@ -35,11 +39,23 @@ pub(super) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-/// Replaces a file at once: a reader sees the old or the new one. Survives a crash of the process, not of the machine.
-pub(super) fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    let temporary = dir.join(format!("{name}.new"));
-    fs::write(&temporary, bytes)?;
-    fs::rename(&temporary, dir.join(name))
+/// Writes a checkpoint over the one before, or in its place; durably if `is_durable`.
+///
+/// Nearly every one is as long as the one before. Such a one is written over it: one write within one sector, which no
+/// crash tears, and a hundred times cheaper on ext4 than a new file in its place. Whoever reads in that very moment
+/// finds the signature wrong and reads again.
+pub(super) fn write_checkpoint(dir: &Path, name: &str, note: &str, is_durable: bool) -> io::Result<()> {
+    let file = match OpenOptions::new().write(true).open(dir.join(name)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return replace_durably(dir, name, note.as_bytes());
+        }
+        opened => opened?,
+    };
+    if file.metadata()?.len() != note.len() as u64 || note.len() > SECTOR {
+        return replace_durably(dir, name, note.as_bytes());
+    }
+    file.write_all_at(note.as_bytes(), 0)?;
+    if is_durable { file.sync_data() } else { Ok(()) }
 }
 
 /// Replaces a file at once, durably.
@@ -154,6 +170,32 @@ fn add_tiles(kind: TileKind, before: u64, after: u64, tiles: &mut Vec<TilePath>)
     }
 }
 
+/// The tiles of a tree that are not full, at every level.
+pub(super) fn partial_tiles(size: u64) -> Vec<TilePath> {
+    let mut tiles = Vec::new();
+    let (mut level, mut nodes) = (0, size);
+    while nodes > 0 {
+        add_tiles(TileKind::Hashes(level), nodes - nodes % WIDTH, nodes, &mut tiles);
+        (level, nodes) = (level + 1, nodes / WIDTH);
+    }
+    add_tiles(TileKind::Entries, size - size % WIDTH, size, &mut tiles);
+    tiles
+}
+
+/// The partial tiles of a smaller tree that no full one has replaced in a tree of `now`.
+pub(super) fn partial_tiles_at(size: u64, now: u64) -> impl Iterator<Item = TilePath> {
+    let is_full_now = move |tile: &TilePath| {
+        leaves_of(&TilePath {
+            width: TILE_WIDTH,
+            ..*tile
+        })
+        .1 <= now
+    };
+    partial_tiles(size)
+        .into_iter()
+        .filter(move |tile| !is_full_now(tile))
+}
+
 /// The content of a tile of hashes.
 pub(super) fn hashes_of(tree: &MemoryTree, level: u8, tile: &TilePath) -> Vec<u8> {
     let first = tile.index as usize * usize::from(TILE_WIDTH);
@@ -208,6 +250,15 @@ mod tests {
             names(65_535, 65_536),
             ["tile/0/255", "tile/1/000", "tile/2/000.p/1", "tile/entries/255"]
         );
+    }
+
+    #[test]
+    fn the_partial_tiles_are_those_at_the_right_edge() {
+        for size in [0, 1, 255, 256, 300, 600, 65_536, 65_537, 70_000, 16_777_216] {
+            let all = tiles_between(0, size).into_iter();
+            let partial: Vec<TilePath> = all.filter(TilePath::is_partial).collect();
+            assert_eq!(partial_tiles(size), partial, "size {size}");
+        }
     }
 
     #[test]

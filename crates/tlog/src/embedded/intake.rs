@@ -1,11 +1,12 @@
 //! From submissions to durable batches.
 //!
 //! Checkers, one a core, verify signatures and build entries. One writer takes what they have checked, adds what is new
-//! to the tree, signs the checkpoint, and writes both into the journal with one flush. Only then does the batch go on
-//! to the [`publisher`](super::publisher).
+//! to the tree, signs the checkpoint, and writes both into the journal with one flush. Only then does the batch go on:
+//! its entries to the [`publisher`](super::publisher), those who wait to the [`cosigner`](super::cosigner).
 
 use std::io;
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::thread::{self, JoinHandle};
 
 use stella_attest::checkpoint::Checkpoint;
@@ -14,8 +15,10 @@ use stella_attest::key::SigningKey;
 use stella_attest::merkle::{self, Hash};
 use stella_attest::note::{Note, NoteError, NoteSigner};
 use stella_attest::tile;
+use tokio::sync::mpsc::UnboundedSender;
 
 use super::journal::{Closed, Journal};
+use super::publisher::Work;
 use super::queue::Queue;
 use super::sweeper::Chore;
 use super::{Answer, Shared, Signed};
@@ -41,12 +44,8 @@ pub(super) struct Waiting {
     pub(super) answer: Answer,
 }
 
-/// A batch that is durable.
-pub(super) struct Committed {
-    /// The bodies of the new entries as a bundle holds them, with the end of each.
-    pub(super) entries: Vec<u8>,
-    pub(super) ends: Vec<usize>,
-    /// The checkpoint that covers them and all before.
+/// A checkpoint that is durable, and those who wait for entries that it covers.
+pub(super) struct Durable {
     pub(super) signed: Arc<Signed>,
     pub(super) waiting: Vec<Waiting>,
 }
@@ -110,44 +109,44 @@ pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
     pub(super) key: SigningKey,
     pub(super) journal: Journal,
-    pub(super) signed: Arc<Signed>,
     pub(super) segment_bytes: u64,
-    pub(super) chores: std::sync::mpsc::Sender<Chore>,
+    pub(super) publisher: Arc<Queue<Work>>,
+    pub(super) cosigner: UnboundedSender<Durable>,
+    pub(super) chores: Sender<Chore>,
 }
 
 impl Writer {
     /// Works until `checked` is closed; returns the segment it wrote last.
-    pub(super) fn run(mut self, checked: &Queue<Checked>, committed: &Queue<Committed>) -> Closed {
+    pub(super) fn run(mut self, checked: &Queue<Checked>) -> Closed {
         loop {
             let batch = checked.take();
             if batch.is_empty() {
                 return self.journal.close();
             }
-            match self.commit(batch) {
-                Ok(batch) => {
-                    if let Err(batch) = committed.push(batch) {
-                        refuse(batch.waiting, &LogError::Closed);
-                    }
-                }
-                Err((waiting, error)) => refuse(waiting, &self.shared.fail(error)),
-            }
+            self.commit(batch);
         }
     }
 
-    fn commit(&mut self, batch: Vec<Checked>) -> Result<Committed, (Vec<Waiting>, io::Error)> {
+    fn commit(&mut self, batch: Vec<Checked>) {
         let (entries, ends, waiting) = self.integrate(batch);
         if !ends.is_empty() {
             match self.make_durable(&entries, ends.len()) {
-                Ok(signed) => self.signed = signed,
-                Err(error) => return Err((waiting, error)),
+                Ok(signed) => {
+                    self.shared.durable.send_replace(signed.clone());
+                    // The publisher ends after the writer.
+                    let _ = self.publisher.push(Work::Batch {
+                        entries,
+                        ends,
+                        signed,
+                    });
+                }
+                Err(error) => return refuse(waiting, &self.shared.fail(error)),
             }
         }
-        Ok(Committed {
-            entries,
-            ends,
-            signed: self.signed.clone(),
-            waiting,
-        })
+        let signed = self.shared.durable.borrow().clone();
+        if let Err(refused) = self.cosigner.send(Durable { signed, waiting }) {
+            refuse(refused.0.waiting, &LogError::Closed);
+        }
     }
 
     /// Adds what is new to the tree, and finds the place of what is not.
@@ -212,6 +211,14 @@ pub(super) fn sign(origin: &str, key: &SigningKey, size: u64, root: Hash) -> Res
         checkpoint,
         note: note.to_string().into(),
     })
+}
+
+impl Waiting {
+    /// Answers with the proof that leads to `signed`, which covers the entry.
+    pub(super) fn answer_with(self, shared: &Shared, signed: &Signed) {
+        let entry = shared.entry_of(self.index, self.body, signed);
+        self.answer.give(Ok(entry));
+    }
 }
 
 /// Gives the same refusal to all.

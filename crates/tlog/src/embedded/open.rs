@@ -17,6 +17,7 @@ use stella_attest::note::{NoteError, NoteSigner};
 use stella_attest::tile::{self, TILE_WIDTH, TileKind, TilePath};
 
 use super::journal::{self, Closed, Journal, Segment};
+use super::publisher::Edge;
 use super::{EmbeddedConfig, Signed, Tree, files, intake};
 
 const WIDTH: u64 = TILE_WIDTH as u64;
@@ -91,7 +92,7 @@ pub(super) struct Opened {
     pub(super) log: LogKey,
     pub(super) tree: Tree,
     /// The entries of the bundle that is not full.
-    pub(super) edge: Vec<u8>,
+    pub(super) edge: Edge,
     pub(super) signed: Arc<Signed>,
     pub(super) cosigned: Option<Arc<Signed>>,
     pub(super) journal: Journal,
@@ -142,7 +143,7 @@ pub(super) fn open(
         dir,
         base,
         tree: Tree::default(),
-        edge: Vec::new(),
+        edge: Edge::default(),
     };
     reader.read_bundles()?;
     reader.replay(&segments)?;
@@ -162,7 +163,7 @@ pub(super) fn open(
             expect(&tree, file, &signed.checkpoint, signed.checkpoint.size <= size)?;
         }
     }
-    check_tiles(dir, &tree, &edge, base)?;
+    check_tiles(dir, &tree, &edge, base, cosigned.as_ref())?;
     if let Some(floor) = floor {
         continues(&tree, floor)?;
     }
@@ -287,7 +288,7 @@ struct Reader<'a> {
     base: u64,
     tree: Tree,
     /// The entries of the bundle that is not full.
-    edge: Vec<u8>,
+    edge: Edge,
 }
 
 impl Reader<'_> {
@@ -357,7 +358,7 @@ impl Reader<'_> {
                         index: size / WIDTH - 1,
                         width: TILE_WIDTH,
                     };
-                    compare(self.dir, &tile, &self.edge, true)?;
+                    compare(self.dir, &tile, self.edge.first(TILE_WIDTH), true)?;
                     self.edge.clear();
                 }
             }
@@ -366,15 +367,28 @@ impl Reader<'_> {
     }
 
     fn add(&mut self, entry: &[u8]) -> Result<(), tile::TileError> {
-        tile::push_entry(&mut self.edge, entry)?;
+        self.edge.push(entry)?;
         self.tree.push(merkle::leaf_hash(entry));
         Ok(())
     }
 }
 
 /// Holds every tile of hashes, and the bundle at the edge, to the entries.
-fn check_tiles(dir: &Path, tree: &Tree, edge: &[u8], base: u64) -> Result<(), OpenError> {
-    for tile in files::tiles_between(0, tree.nodes.size()) {
+fn check_tiles(
+    dir: &Path,
+    tree: &Tree,
+    edge: &Edge,
+    base: u64,
+    cosigned: Option<&Signed>,
+) -> Result<(), OpenError> {
+    let size = tree.nodes.size();
+    let mut tiles = files::tiles_between(0, size);
+    tiles.extend(
+        cosigned
+            .into_iter()
+            .flat_map(|signed| files::partial_tiles_at(signed.checkpoint.size, size)),
+    );
+    for tile in tiles {
         let (_, end) = files::leaves_of(&tile);
         // What reaches behind the base may not have been flushed, nor may partial tiles, which soon give way.
         let may_be_torn = end > base || tile.is_partial();
@@ -385,7 +399,9 @@ fn check_tiles(dir: &Path, tree: &Tree, edge: &[u8], base: u64) -> Result<(), Op
                 &files::hashes_of(&tree.nodes, level, &tile),
                 may_be_torn,
             )?,
-            TileKind::Entries if tile.is_partial() => compare(dir, &tile, edge, may_be_torn)?,
+            TileKind::Entries if tile.is_partial() => {
+                compare(dir, &tile, edge.first(tile.width), may_be_torn)?
+            }
             TileKind::Entries => {}
         }
     }

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 pub(super) struct Queue<T> {
     state: Mutex<State<T>>,
@@ -85,6 +86,24 @@ impl<T> Queue<T> {
         state.items.drain(..count).collect()
     }
 
+    /// As [`take`](Self::take), but gathers until `not_before`, unless the queue is closed.
+    pub(super) fn take_from(&self, not_before: Instant) -> Vec<T> {
+        let mut state = self.lock();
+        while !state.is_closed {
+            let left = not_before.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            state = self
+                .changed
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        drop(state);
+        self.take()
+    }
+
     /// Lets takers have what is there, and then nothing.
     pub(super) fn close(&self) {
         self.lock().is_closed = true;
@@ -107,6 +126,7 @@ impl<T> Queue<T> {
 mod tests {
     use std::sync::Arc;
     use std::thread;
+    use std::time::Duration;
 
     use super::*;
 
@@ -137,6 +157,22 @@ mod tests {
         }
         assert_eq!(queue.take(), [0, 1]);
         assert_eq!(queue.take(), [2]);
+    }
+
+    #[test]
+    fn pieces_are_gathered_until_it_is_time() {
+        let queue = Queue::new(8);
+        queue.push(1).unwrap();
+        let start = Instant::now();
+        assert_eq!(queue.take_from(start + Duration::from_millis(30)), [1]);
+        assert!(start.elapsed() >= Duration::from_millis(30));
+        queue.push(2).unwrap();
+        queue.close();
+        assert_eq!(
+            queue.take_from(start + Duration::from_secs(3600)),
+            [2],
+            "closed, nothing is waited for"
+        );
     }
 
     #[test]

@@ -104,7 +104,10 @@ impl Sweeper {
         if !self.full.is_empty() {
             self.sweep()?;
         }
-        let edge: Vec<String> = edge_of(size).iter().map(ToString::to_string).collect();
+        let edge: Vec<String> = files::partial_tiles(size)
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         let names = edge.iter().map(String::as_str).chain([files::CHECKPOINT]);
         files::sync_all(&self.dir, names)?;
         self.segments.push(last);
@@ -113,25 +116,6 @@ impl Sweeper {
         }
         Ok(())
     }
-}
-
-/// The partial tiles of a tree.
-fn edge_of(size: u64) -> Vec<TilePath> {
-    let all = files::tiles_between(size - size % u64::from(TILE_WIDTH), size);
-    let mut edge: Vec<TilePath> = all.into_iter().filter(TilePath::is_partial).collect();
-    let (mut level, mut nodes) = (1, size / u64::from(TILE_WIDTH));
-    while nodes > 0 {
-        let width = (nodes % u64::from(TILE_WIDTH)) as u16;
-        if width > 0 {
-            edge.push(TilePath {
-                kind: TileKind::Hashes(level),
-                index: nodes / u64::from(TILE_WIDTH),
-                width,
-            });
-        }
-        (level, nodes) = (level + 1, nodes / u64::from(TILE_WIDTH));
-    }
-    edge
 }
 
 fn remove_folder(folder: &std::path::Path) -> io::Result<()> {

@@ -39,6 +39,7 @@ async fn a_batch_cut_at_any_byte_is_whole_or_was_never_there() {
     let bench = Bench::new();
     let log = bench.open();
     bench.fill(&log, 2).await;
+    published(&log).await;
     let before = killed(bench.path());
     let whole_before = fs::read(journal_of(before.path())).unwrap();
     let third = bench.submission(2);
@@ -111,7 +112,7 @@ async fn what_a_power_failure_leaves_is_written_again() {
     let log = Arc::new(bench.open());
     let answers = submit_all(&log, (0..300).map(|number| bench.submission(number)).collect()).await;
     assert_eq!(answers.into_iter().filter(Result::is_ok).count(), 300);
-    let wanted = log.checkpoint();
+    let wanted = published(&log).await;
     for name in files_below(bench.path(), "tile")
         .iter()
         .map(String::as_str)
@@ -153,6 +154,7 @@ async fn an_altered_file_is_found_whether_the_log_was_closed_or_killed() {
     let bench = Bench::new();
     let log = bench.open();
     bench.fill(&log, 3).await;
+    published(&log).await;
     let dead = killed(bench.path());
     drop(log);
     for dir in [bench.path(), dead.path()] {
@@ -190,6 +192,7 @@ async fn a_bent_journal_is_no_torn_one() {
     let bench = Bench::new();
     let log = bench.open();
     bench.fill(&log, 3).await;
+    published(&log).await;
     let whole = fs::read(journal_of(bench.path())).unwrap();
     for place in (0..whole.len()).step_by(11) {
         let altered = killed(bench.path());
