@@ -255,6 +255,11 @@ impl Event {
         &self.document
     }
 
+    /// The whole document, taken out.
+    pub fn into_value(self) -> Value {
+        self.document
+    }
+
     /// The event hash: SHA-256 of the canonical document without `provenance` and `trust`.
     pub fn hash(&self) -> Digest {
         if self.provenance().is_none() && self.trust().is_none() {

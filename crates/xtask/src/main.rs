@@ -1,1 +1,65 @@
-fn main() {}
+//! Developer commands: `cargo xtask test` runs every test with what the machine has, `cargo xtask bench` measures.
+
+mod test;
+
+use std::process::{Command, ExitCode};
+
+use clap::{Parser, Subcommand};
+
+/// Developer commands
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Runs every test; names at the end what could not run and why
+    Test {
+        /// Passed on to `cargo test`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Measures against floors of the same run
+    Bench {
+        /// Prints one JSON object
+        #[arg(long)]
+        json: bool,
+        /// Only rows whose name contains this
+        #[arg(long, value_name = "TEXT")]
+        only: Option<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Task::Test { arguments } => test::run(&arguments),
+        Task::Bench { json, only } => bench(json, only),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("xtask: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// The program that runs cargo again.
+fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+    command
+}
+
+fn bench(json: bool, only: Option<String>) -> anyhow::Result<ExitCode> {
+    let build = cargo().args(["build", "--release", "--quiet", "-p", "stella-cli", "-p", "stella-forensic-verify"]).status()?;
+    anyhow::ensure!(build.success(), "the release build failed");
+    let mut bench = cargo();
+    bench.args(["bench", "--quiet", "-p", "stella-e2e", "--bench", "ladder", "--"]);
+    if json {
+        bench.arg("--json");
+    }
+    if let Some(only) = only {
+        bench.args(["--only", &only]);
+    }
+    Ok(if bench.status()?.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
