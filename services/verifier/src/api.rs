@@ -1,297 +1,170 @@
 //! `stella.verifier.v1`: who asks, what, judge it, answer.
 
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
+use futures_util::{Stream, StreamExt as _};
 use prost::bytes::Bytes;
-use stella_attest::canonical;
-use stella_attest::digest::Digest;
-use stella_attest::event::Event;
-use stella_attest::json::{self, Limits};
-use stella_attest::policy::{Decision, Policy};
-use stella_attest::report::{Report, Status as CheckStatus};
 use stella_attest::timestamp::Timestamp;
-use stella_proto::status::{item_error, refuse, refuse_field};
-use stella_proto::types::v1 as types;
+use stella_attest::trust::TrustRoots;
+use stella_proto::status::item_error;
 use stella_proto::verifier::v1 as pb;
 use stella_proto::verifier::v1::verifier_service_server::VerifierService;
 use stella_proto::verifier::v1::verify_batch_result::Outcome;
 use stella_serve::access::{Caller, SpiffeId};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
+use crate::cores::Cores;
 use crate::error::Error;
 use crate::follow::Follower;
 use crate::roots::Roots;
-use crate::verifier::{ChainCache, ChainLink, Order, SealOrder, Verdict, Verifier};
-use crate::witness::{self, Witness};
+use crate::verifier::{Judged, Shared, Verifier};
+use crate::wire::{read_cosign, read_gate, read_order, write_decision, write_verdict};
+use crate::witness::{Witness, WitnessError};
 
-/// Most items of one batch.
+/// Most items of one message.
 const MAX_ITEMS: usize = 1_000;
-/// Most predecessors of one item.
-const MAX_CHAIN: usize = 32;
-/// Most nodes of a consistency proof.
-const MAX_PROOF: usize = 128;
-/// Answers of one stream that may wait to be read.
-const STREAM_DEPTH: usize = 4;
+/// Messages of one stream that are worked on at the same time: one is judged while the next is read.
+const MESSAGES_AT_ONCE: usize = 2;
 
 /// The service's methods.
 #[derive(Clone)]
-pub struct VerifierApi {
-    inner: Arc<Inner>,
-}
+pub struct VerifierApi(Arc<Service>);
 
 /// What the methods need.
-pub struct Inner {
+pub(crate) struct Service {
     /// Judges and seals.
-    pub verifier: Verifier,
+    pub(crate) verifier: Verifier,
     /// Cosigns.
-    pub witness: Witness,
+    pub(crate) witness: Witness,
     /// What verdicts believe.
-    pub roots: Arc<Roots>,
+    pub(crate) roots: Arc<Roots>,
     /// Asks for newer keys.
-    pub follower: Arc<Follower>,
+    pub(crate) follower: Arc<Follower>,
     /// Who may have verdicts sealed.
-    pub sealer: SpiffeId,
+    pub(crate) sealer: SpiffeId,
     /// Who may have checkpoints cosigned.
-    pub log_caller: SpiffeId,
+    pub(crate) log_caller: SpiffeId,
+    /// Where it is computed.
+    pub(crate) cores: Cores,
+    /// Tells the time.
+    pub(crate) clock: fn() -> Timestamp,
 }
 
 impl VerifierApi {
-    /// The methods over `inner`.
-    pub fn new(inner: Inner) -> Self {
-        Self {
-            inner: Arc::new(inner),
-        }
+    pub(crate) fn new(service: Service) -> Self {
+        Self(Arc::new(service))
     }
 }
 
-fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp::from_unix(i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| Error::CutOff)
-}
-
-impl Inner {
-    /// Judges orders on all cores; a key that nobody knows yet is asked for once.
-    async fn judge(
-        self: &Arc<Self>,
-        tenant: &str,
-        orders: Vec<Order>,
-    ) -> Result<Vec<Result<Verdict, Error>>, Error> {
-        let orders = Arc::new(orders);
-        let mut verdicts = self
-            .judge_all(tenant, &orders, (0..orders.len()).collect())
-            .await?;
-        let unknown: Vec<usize> = verdicts
-            .iter()
-            .filter(|(_, verdict)| verdict.as_ref().is_ok_and(Verdict::is_by_unknown_key))
-            .map(|(index, _)| *index)
+impl Service {
+    /// Judges all items by the trust roots in force; those that a newer key history could decide otherwise once more.
+    async fn judge_all<I, T, F>(&self, items: Arc<Vec<I>>, judge: F) -> Result<Vec<T>, Error>
+    where
+        I: Send + Sync + 'static,
+        T: Send + 'static,
+        F: Fn(&I, &TrustRoots, &Shared) -> Judged<T> + Send + Sync + 'static,
+    {
+        let judge = Arc::new(judge);
+        let pass = |indexes: Vec<usize>, roots: Arc<TrustRoots>| {
+            let (judge, items, shared) = (Arc::clone(&judge), Arc::clone(&items), Shared::default());
+            self.cores
+                .each(indexes, move |index| judge(&items[*index], &roots, &shared))
+        };
+        let roots = self.roots.current();
+        let judged_by = roots.digest();
+        let mut judged = pass((0..items.len()).collect(), roots).await?;
+        let again: Vec<usize> = (0..items.len())
+            .filter(|index| judged[*index].wants_newer_keys)
             .collect();
-        if !unknown.is_empty() && self.follower.ask().await {
-            for (index, verdict) in self.judge_all(tenant, &orders, unknown).await? {
-                verdicts[index].1 = verdict;
+        if !again.is_empty() && self.follower.ask(judged_by).await {
+            let judged_again = pass(again.clone(), self.roots.current()).await?;
+            for (index, newer) in again.into_iter().zip(judged_again) {
+                judged[index] = newer;
             }
         }
-        Ok(verdicts.into_iter().map(|(_, verdict)| verdict).collect())
+        Ok(judged.into_iter().map(|judged| judged.result).collect())
     }
 
-    /// Judges the orders at `indexes`, in their order.
-    async fn judge_all(
+    /// Judges requests; one result for each, in order.
+    async fn verify_all(
         self: &Arc<Self>,
-        tenant: &str,
-        orders: &Arc<Vec<Order>>,
-        indexes: Vec<usize>,
-    ) -> Result<Vec<(usize, Result<Verdict, Error>)>, Error> {
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let share = indexes.len().div_ceil(cores).max(8);
-        let roots = self.roots.current();
-        let mut tasks = Vec::new();
-        for part in indexes.chunks(share) {
-            let (inner, orders, roots) = (Arc::clone(self), Arc::clone(orders), Arc::clone(&roots));
-            let (tenant, part) = (tenant.to_owned(), part.to_vec());
-            tasks.push(tokio::task::spawn_blocking(move || {
-                let mut cache = ChainCache::default();
-                let judge = |index: usize| {
-                    let verdict = inner
+        caller: &Caller,
+        requests: Vec<Option<pb::VerifyRequest>>,
+    ) -> Result<Vec<Result<pb::VerifyResponse, Error>>, Status> {
+        let tenant = caller.tenant()?.clone();
+        let (service, caller, now) = (Arc::clone(self), caller.clone(), (self.clock)());
+        let judge = move |request: &Option<pb::VerifyRequest>, roots: &TrustRoots, shared: &Shared| {
+            let request = request.as_ref().ok_or(Error::Missing("request"));
+            let order = request.and_then(|request| {
+                service.may_seal(&caller, request)?;
+                read_order(request, tenant.as_str(), shared)
+            });
+            match order {
+                Ok(order) => {
+                    let judged = service
                         .verifier
-                        .judge(&orders[index], &tenant, &roots, now(), &mut cache);
-                    (index, verdict)
-                };
-                part.into_iter().map(judge).collect::<Vec<_>>()
-            }));
+                        .judge(&order, tenant.as_str(), roots, now, shared);
+                    judged.map(|verdict| verdict.map(|verdict| write_verdict(&verdict)))
+                }
+                Err(error) => Judged {
+                    result: Err(error),
+                    wants_newer_keys: false,
+                },
+            }
+        };
+        let answers = self.judge_all(Arc::new(requests), judge).await?;
+        for answer in &answers {
+            let outcome = match answer {
+                Ok(verdict) if verdict.verified => "verified",
+                Ok(_) => "refused",
+                Err(_) => "error",
+            };
+            metrics::counter!("stella_verdicts_total", "outcome" => outcome).increment(1);
         }
-        let mut verdicts = Vec::with_capacity(indexes.len());
-        for task in tasks {
-            verdicts.extend(task.await.map_err(|_| Error::CutOff)?);
-        }
-        Ok(verdicts)
+        Ok(answers)
     }
 
-    /// Parses a request; what only the sealer may ask is refused to everybody else.
-    fn order(&self, caller: &Caller, tenant: &str, request: pb::VerifyRequest) -> Result<Order, Error> {
-        if request.evidence.is_empty() {
-            return Err(Error::Missing("evidence"));
-        }
+    fn may_seal(&self, caller: &Caller, request: &pb::VerifyRequest) -> Result<(), Error> {
         if request.seal.is_some() && *caller.identity() != self.sealer {
             return Err(Error::SealNotAllowed(caller.identity().clone()));
         }
-        Ok(Order {
-            evidence: request.evidence,
-            subject: read_digest(&request.subject_digest, "subject_digest")?,
-            at: read_time(&request.at, "at")?,
-            policy: read_policy(&request.policy)?,
-            seal: request.seal.map(|seal| read_seal(seal, tenant)).transpose()?,
-        })
+        Ok(())
     }
 
-    async fn batch(
+    async fn verify_message(
         self: &Arc<Self>,
         caller: &Caller,
-        tenant: &str,
-        request: pb::VerifyBatchRequest,
-    ) -> Result<pb::VerifyBatchResponse, Error> {
-        if request.items.len() > MAX_ITEMS {
-            return Err(Error::TooManyItems {
-                found: request.items.len(),
+        message: pb::VerifyBatchRequest,
+    ) -> Result<pb::VerifyBatchResponse, Status> {
+        let found = message.items.len();
+        if found > MAX_ITEMS {
+            return Err(Error::TooMany {
+                field: "items",
+                found,
                 max: MAX_ITEMS,
-            });
+            }
+            .into());
         }
-        let mut results: Vec<pb::VerifyBatchResult> = Vec::with_capacity(request.items.len());
-        let (mut orders, mut places) = (Vec::new(), Vec::new());
-        for item in request.items {
-            let parsed = item.request.ok_or(Error::Missing("request"));
-            let order = parsed.and_then(|request| self.order(caller, tenant, request));
-            let outcome = match order {
-                Ok(order) => {
-                    orders.push(order);
-                    places.push(results.len());
-                    None
-                }
-                Err(error) => Some(Outcome::Error(item_error(&error.into()))),
-            };
-            results.push(pb::VerifyBatchResult {
-                reference: item.reference,
-                outcome,
-            });
-        }
-        let verdicts = self.judge(tenant, orders).await?;
-        let answers =
-            blocking(move || verdicts.into_iter().map(|v| v.map(answer)).collect::<Vec<_>>()).await?;
-        for (place, answer) in places.into_iter().zip(answers) {
-            results[place].outcome = Some(match answer {
+        let (references, requests): (Vec<_>, Vec<_>) = message
+            .items
+            .into_iter()
+            .map(|item| (item.reference, item.request))
+            .unzip();
+        let answers = self.verify_all(caller, requests).await?;
+        let results = references.into_iter().zip(answers).map(|(reference, answer)| {
+            let outcome = match answer {
                 Ok(verdict) => Outcome::Verdict(verdict),
                 Err(error) => Outcome::Error(item_error(&error.into())),
-            });
-        }
-        Ok(pb::VerifyBatchResponse { results })
-    }
-}
-
-fn read_digest(text: &str, field: &'static str) -> Result<Option<Digest>, Error> {
-    let parsed = (!text.is_empty()).then(|| text.parse());
-    parsed
-        .transpose()
-        .map_err(|source| Error::BadDigest { field, source })
-}
-
-fn read_time(text: &str, field: &'static str) -> Result<Option<Timestamp>, Error> {
-    let parsed = (!text.is_empty()).then(|| text.parse());
-    parsed
-        .transpose()
-        .map_err(|source| Error::BadTime { field, source })
-}
-
-fn read_policy(yaml: &[u8]) -> Result<Option<Policy>, Error> {
-    (!yaml.is_empty())
-        .then(|| Policy::parse(yaml))
-        .transpose()
-        .map_err(Error::BadPolicy)
-}
-
-fn read_block(bytes: &[u8], field: &'static str) -> Result<serde_json::Value, Error> {
-    json::parse(bytes, &Limits::default()).map_err(|source| Error::BadBlock { field, source })
-}
-
-fn read_seal(seal: pb::Seal, tenant: &str) -> Result<SealOrder, Error> {
-    let event = Event::from_stored(read_block(&seal.event, "seal.event")?).map_err(Error::BadEvent)?;
-    if event.tenant() != Some(tenant) {
-        return Err(Error::SealMismatch("tenant"));
-    }
-    if event.rev() != seal.next_rev {
-        return Err(Error::SealMismatch("rev"));
-    }
-    if seal.chain.len() > MAX_CHAIN {
-        return Err(Error::TooManyItems {
-            found: seal.chain.len(),
-            max: MAX_CHAIN,
+            };
+            pb::VerifyBatchResult {
+                reference,
+                outcome: Some(outcome),
+            }
         });
-    }
-    let superseded = match (
-        seal.previous_provenance.is_empty(),
-        seal.previous_trust.is_empty(),
-    ) {
-        (true, true) => None,
-        (false, false) => Some((
-            read_block(&seal.previous_provenance, "seal.previous_provenance")?,
-            read_block(&seal.previous_trust, "seal.previous_trust")?,
-        )),
-        (true, false) => return Err(Error::Missing("seal.previous_provenance")),
-        (false, true) => return Err(Error::Missing("seal.previous_trust")),
-    };
-    let attached_by = match seal.attached_by {
-        None => None,
-        Some(by) => {
-            let at =
-                read_time(&by.at, "seal.attached_by.at")?.ok_or(Error::Missing("seal.attached_by.at"))?;
-            Some((by.job, at))
-        }
-    };
-    let chain = seal.chain.into_iter().map(|link| ChainLink {
-        link_type: Some(link.r#type).filter(|text| !text.is_empty()),
-        evidence: link.evidence,
-    });
-    Ok(SealOrder {
-        event,
-        superseded,
-        chain: chain.collect(),
-        attached_by,
-    })
-}
-
-fn checks(report: &Report) -> Vec<types::Check> {
-    let checks = report.checks().iter().map(|check| {
-        let status = match check.status {
-            CheckStatus::Passed => types::CheckStatus::Passed,
-            CheckStatus::Failed(_) => types::CheckStatus::Failed,
-            CheckStatus::NotApplicable(_) => types::CheckStatus::NotApplicable,
-        };
-        types::Check {
-            name: check.name.as_str().to_owned(),
-            status: status.into(),
-            reason: check.status.reason().to_owned(),
-            detail: check.detail.clone(),
-        }
-    });
-    checks.collect()
-}
-
-fn answer(verdict: Verdict) -> pb::VerifyResponse {
-    let report = verdict.report.to_canonical();
-    let sealed = verdict.sealed.map(|sealed| pb::Sealed {
-        provenance: canonical::to_vec(&sealed.provenance).into(),
-        trust: canonical::to_vec(&sealed.trust).into(),
-    });
-    pb::VerifyResponse {
-        verified: verdict.report.verified(),
-        checks: checks(&verdict.report),
-        report_digest: Digest::of(&report).to_string(),
-        report: report.into(),
-        sealed,
+        Ok(pb::VerifyBatchResponse {
+            results: results.collect(),
+        })
     }
 }
 
@@ -302,42 +175,29 @@ impl VerifierService for VerifierApi {
         request: Request<pb::VerifyRequest>,
     ) -> Result<Response<pb::VerifyResponse>, Status> {
         let caller = Caller::of(&request)?;
-        let tenant = caller.tenant()?.as_str().to_owned();
-        let order = self.inner.order(&caller, &tenant, request.into_inner())?;
-        let verdict = self
-            .inner
-            .judge(&tenant, vec![order])
-            .await?
-            .pop()
-            .ok_or(Error::CutOff)??;
-        Ok(Response::new(answer(verdict)))
+        let answers = self
+            .0
+            .verify_all(&caller, vec![Some(request.into_inner())])
+            .await?;
+        let answer = answers.into_iter().next().ok_or(Error::CutOff)?;
+        Ok(Response::new(answer?))
     }
 
-    type VerifyBatchStream = ReceiverStream<Result<pb::VerifyBatchResponse, Status>>;
+    type VerifyBatchStream =
+        Pin<Box<dyn Stream<Item = Result<pb::VerifyBatchResponse, Status>> + Send + 'static>>;
 
     async fn verify_batch(
         &self,
         request: Request<Streaming<pb::VerifyBatchRequest>>,
     ) -> Result<Response<Self::VerifyBatchStream>, Status> {
         let caller = Caller::of(&request)?;
-        let tenant = caller.tenant()?.as_str().to_owned();
-        let mut messages = request.into_inner();
-        let (answers, stream) = mpsc::channel(STREAM_DEPTH);
-        let inner = Arc::clone(&self.inner);
-        tokio::spawn(async move {
-            loop {
-                let answered = match messages.message().await {
-                    Ok(None) => return,
-                    Ok(Some(message)) => inner.batch(&caller, &tenant, message).await.map_err(Status::from),
-                    Err(status) => Err(status),
-                };
-                let failed = answered.is_err();
-                if answers.send(answered).await.is_err() || failed {
-                    return;
-                }
-            }
+        caller.tenant()?;
+        let service = Arc::clone(&self.0);
+        let answers = request.into_inner().map(move |message| {
+            let (service, caller) = (Arc::clone(&service), caller.clone());
+            async move { service.verify_message(&caller, message?).await }
         });
-        Ok(Response::new(ReceiverStream::new(stream)))
+        Ok(Response::new(Box::pin(answers.buffered(MESSAGES_AT_ONCE))))
     }
 
     async fn evaluate_policy(
@@ -345,42 +205,36 @@ impl VerifierService for VerifierApi {
         request: Request<pb::EvaluatePolicyRequest>,
     ) -> Result<Response<pb::EvaluatePolicyResponse>, Status> {
         let caller = Caller::of(&request)?;
-        let tenant = caller.tenant()?.as_str().to_owned();
-        let request = request.into_inner();
-        let policy = read_policy(&request.policy)?.ok_or(Error::Missing("policy"))?;
-        let event = Event::from_stored(read_block(&request.event, "event")?).map_err(Error::BadEvent)?;
-        if event.tenant().is_some_and(|own| own != tenant) {
-            return Err(Error::SealMismatch("tenant").into());
-        }
-        let inner = Arc::clone(&self.inner);
-        let roots = self.inner.roots.current();
-        let answered = blocking(move || {
-            let (outcome, report) =
-                inner
-                    .verifier
-                    .evaluate(&policy, &event, &request.evidence, &tenant, &roots);
-            pb::EvaluatePolicyResponse {
-                decision: match outcome.decision {
-                    Decision::Allow => pb::Decision::Allow.into(),
-                    Decision::Fail => pb::Decision::Fail.into(),
+        let tenant = caller.tenant()?.clone();
+        let service = Arc::clone(&self.0);
+        let judge =
+            move |request: &pb::EvaluatePolicyRequest, roots: &TrustRoots, shared: &Shared| match read_gate(
+                request,
+                tenant.as_str(),
+                shared,
+            ) {
+                Ok(order) => {
+                    let judged = service.verifier.evaluate(&order, tenant.as_str(), roots, shared);
+                    judged.map(|decided| Ok(write_decision(decided, order.policy.digest())))
+                }
+                Err(error) => Judged {
+                    result: Err(error),
+                    wants_newer_keys: false,
                 },
-                rule: outcome.rule.unwrap_or_default(),
-                reasons: outcome.reasons,
-                message: outcome.message.unwrap_or_default(),
-                policy_digest: policy.digest().to_string(),
-                report: report
-                    .map(|report| Bytes::from(report.to_canonical()))
-                    .unwrap_or_default(),
-            }
-        });
-        Ok(Response::new(answered.await?))
+            };
+        let answers = self
+            .0
+            .judge_all(Arc::new(vec![request.into_inner()]), judge)
+            .await?;
+        let answer = answers.into_iter().next().ok_or(Error::CutOff)?;
+        Ok(Response::new(answer?))
     }
 
     async fn get_trust_roots(
         &self,
         _: Request<pb::GetTrustRootsRequest>,
     ) -> Result<Response<pb::GetTrustRootsResponse>, Status> {
-        let roots = self.inner.roots.current();
+        let roots = self.0.roots.current();
         Ok(Response::new(pb::GetTrustRootsResponse {
             trust_roots: Bytes::copy_from_slice(roots.to_canonical()),
             digest: roots.digest().to_string(),
@@ -392,42 +246,26 @@ impl VerifierService for VerifierApi {
         request: Request<pb::CosignCheckpointRequest>,
     ) -> Result<Response<pb::CosignCheckpointResponse>, Status> {
         let caller = Caller::of(&request)?;
-        if *caller.identity() != self.inner.log_caller {
-            let message = format!("`{}` may not have checkpoints cosigned", caller.identity());
-            return Err(refuse(Code::PermissionDenied, "COSIGN_NOT_ALLOWED", message));
+        if *caller.identity() != self.0.log_caller {
+            return Err(Error::CosignNotAllowed(caller.identity().clone()).into());
         }
-        let order = read_cosign(request.into_inner())?;
-        let inner = Arc::clone(&self.inner);
-        let answered = blocking(move || {
-            let answered = inner.witness.cosign(&order, &inner.roots.current(), now());
-            if matches!(answered, Err(witness::WitnessError::Fork(_))) {
-                inner.roots.distrust(inner.witness.forked());
+        let order = read_cosign(request.get_ref())?;
+        let service = Arc::clone(&self.0);
+        let cosigning = tokio::task::spawn_blocking(move || {
+            let answered = service
+                .witness
+                .cosign(&order, &service.roots.current(), (service.clock)());
+            if matches!(answered, Err(WitnessError::Fork(_))) {
+                service.roots.distrust(service.witness.forked());
             }
             answered
         });
-        let answer = answered.await??;
+        let answer = cosigning
+            .await
+            .map_err(|_| Error::CutOff)?
+            .map_err(Error::Witness)?;
         Ok(Response::new(pb::CosignCheckpointResponse {
             cosignatures: answer.line,
         }))
     }
-}
-
-fn read_cosign(request: pb::CosignCheckpointRequest) -> Result<witness::Order, Status> {
-    let refused = || {
-        let rule = "`consistency_proof` has at most 128 nodes of 32 bytes";
-        refuse_field(Code::InvalidArgument, "BAD_PROOF", "consistency_proof", rule)
-    };
-    if request.consistency_proof.len() > MAX_PROOF {
-        return Err(refused());
-    }
-    let nodes = request
-        .consistency_proof
-        .iter()
-        .map(|node| <[u8; 32]>::try_from(&node[..]));
-    let proof = nodes.collect::<Result<_, _>>().map_err(|_| refused())?;
-    Ok(witness::Order {
-        old_size: request.old_size,
-        proof,
-        checkpoint: request.checkpoint.to_vec(),
-    })
 }

@@ -45,14 +45,14 @@ pub struct ReceiptConfig {
     /// Private key of the receipts (PKCS#8 PEM, mode 0600).
     pub key: ConfigPath,
     /// What events call the authority that verified them.
-    #[serde(default = "ReceiptConfig::default_verifier")]
-    pub verifier: String,
+    #[serde(default = "ReceiptConfig::default_verifier_name")]
+    pub verifier_name: String,
     /// Who may have verdicts sealed: Feedser.
     pub sealer: SpiffeId,
 }
 
 impl ReceiptConfig {
-    fn default_verifier() -> String {
+    fn default_verifier_name() -> String {
         "Authority@stella".into()
     }
 }
@@ -66,19 +66,95 @@ pub struct WitnessConfig {
     /// The witness's name in its signature lines.
     pub name: String,
     /// Who may have checkpoints cosigned: the Signer.
-    pub caller: SpiffeId,
+    pub log_caller: SpiffeId,
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::{Path, PathBuf};
+
+    use stella_serve::config::{ConfigError, load};
+
     use super::Config;
+
+    fn sample() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/config/verifier.toml")
+    }
 
     #[test]
     fn the_sample_holds_every_key() {
-        let sample =
-            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/config/verifier.toml");
-        let config: Config = stella_serve::config::load(&sample).expect("the sample is a configuration");
-        assert_eq!(config.receipt.verifier, "Authority@stella");
-        assert_eq!(config.witness.name, "stella.local/witness");
+        let config: Config = load(&sample()).expect("the sample is a configuration");
+        let base = sample().parent().expect("a folder").to_owned();
+        let read = (
+            config.trust.roots.to_path_buf(),
+            config.trust.state_dir.to_path_buf(),
+            config.trust.ingest_predicate_types,
+            config.receipt.verifier_name,
+            config.receipt.sealer.to_string(),
+            config.witness.name,
+            config.witness.log_caller.to_string(),
+            config.signer.identity.to_string(),
+        );
+        let want = (
+            base.join("trust-roots.json"),
+            base.join("state"),
+            vec!["https://example.com/ingest".to_owned()],
+            "Authority@stella".to_owned(),
+            "spiffe://stella.local/feedser".to_owned(),
+            "stella.local/witness".to_owned(),
+            "spiffe://stella.local/signer".to_owned(),
+            "spiffe://stella.local/signer".to_owned(),
+        );
+        assert_eq!(read, want);
+        assert_eq!(config.receipt.key.to_path_buf(), base.join("receipt.pem"));
+        assert_eq!(config.witness.key.to_path_buf(), base.join("witness.pem"));
+    }
+
+    #[test]
+    fn a_key_that_is_unknown_missing_or_senseless_stops_the_start() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let whole = std::fs::read_to_string(sample()).expect("the sample");
+        for (case, from, to, want) in [
+            (
+                "unknown",
+                "[receipt]",
+                "[receipt]\nkeys = 1",
+                "unknown field `keys`",
+            ),
+            (
+                "unknown section",
+                "[witness]",
+                "[gates]\n[witness]",
+                "unknown field `gates`",
+            ),
+            (
+                "missing",
+                "name = \"stella.local/witness\"",
+                "",
+                "missing field `name`",
+            ),
+            (
+                "no identity",
+                "sealer = \"spiffe://stella.local/feedser\"",
+                "sealer = \"feedser\"",
+                "SPIFFE ID",
+            ),
+            (
+                "an empty path",
+                "roots = \"trust-roots.json\"",
+                "roots = \"\"",
+                "an empty path",
+            ),
+        ] {
+            assert!(whole.contains(from), "{case}");
+            let path = dir.path().join("verifier.toml");
+            std::fs::write(&path, whole.replacen(from, to, 1)).expect("writes");
+            match load::<Config>(&path) {
+                Err(ConfigError::Parse { source, .. }) => {
+                    assert!(source.to_string().contains(want), "{case}: {source}");
+                }
+                other => panic!("{case}: {other:?}"),
+            }
+        }
     }
 }

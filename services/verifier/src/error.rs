@@ -12,6 +12,8 @@ use stella_proto::status::{refuse, refuse_field};
 use stella_serve::access::SpiffeId;
 use tonic::{Code, Status};
 
+use crate::witness::WitnessError;
+
 /// Why a call, or one item of it, was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -48,9 +50,19 @@ pub enum Error {
         /// Why not.
         source: JsonError,
     },
-    /// More items than one message may carry.
-    #[error("{found} items in one message; at most {max} are taken")]
-    TooManyItems {
+    /// Not of the form that the field needs.
+    #[error("`{field}` is not {expected}")]
+    Malformed {
+        /// Path of the field.
+        field: &'static str,
+        /// What should stand there.
+        expected: &'static str,
+    },
+    /// More elements than a field may carry.
+    #[error("`{field}` has {found} elements; at most {max} are taken")]
+    TooMany {
+        /// Path of the field.
+        field: &'static str,
         /// How many there are.
         found: usize,
         /// How many there may be.
@@ -59,11 +71,20 @@ pub enum Error {
     /// A caller that may not have verdicts sealed.
     #[error("`{0}` may not have verdicts sealed")]
     SealNotAllowed(SpiffeId),
-    /// The event is of another tenant, or not at the revision that was asked for.
-    #[error("`{0}` of the event is not what the seal is for")]
+    /// The event bears a proof, is of another tenant or subject, or not at the revision that was asked for.
+    #[error("`{0}` does not fit what is to be sealed")]
     SealMismatch(&'static str),
+    /// The event is of another tenant.
+    #[error("`{0}` is not the tenant of the call")]
+    OtherTenant(&'static str),
+    /// A caller that may not have checkpoints cosigned.
+    #[error("`{0}` may not have checkpoints cosigned")]
+    CosignNotAllowed(SpiffeId),
+    /// A checkpoint that is not cosigned.
+    #[error(transparent)]
+    Witness(#[from] WitnessError),
     /// The verdict could not be sealed.
-    #[error("{0}")]
+    #[error(transparent)]
     Seal(SealError),
     /// A computation was cut off.
     #[error("the verification was cut off")]
@@ -89,11 +110,19 @@ impl From<Error> for Status {
             Error::BadBlock { field, source } => {
                 refuse_field(Code::InvalidArgument, source.reason(), field, text)
             }
-            Error::TooManyItems { .. } => {
-                refuse_field(Code::InvalidArgument, "TOO_MANY_ITEMS", "items", text)
+            Error::Malformed { field, .. } => {
+                refuse_field(Code::InvalidArgument, "FIELD_MALFORMED", field, text)
+            }
+            Error::TooMany { field, .. } => {
+                refuse_field(Code::InvalidArgument, "TOO_MANY_ITEMS", field, text)
             }
             Error::SealNotAllowed(_) => refuse(Code::PermissionDenied, "SEAL_NOT_ALLOWED", text),
             Error::SealMismatch(field) => refuse_field(Code::InvalidArgument, "SEAL_MISMATCH", field, text),
+            Error::OtherTenant(field) => {
+                refuse_field(Code::PermissionDenied, "TENANT_NOT_ALLOWED", field, text)
+            }
+            Error::CosignNotAllowed(_) => refuse(Code::PermissionDenied, "COSIGN_NOT_ALLOWED", text),
+            Error::Witness(refused) => refused.to_status(text),
             Error::Seal(seal) => match seal {
                 SealError::NotVerified | SealError::Superseded(_) => {
                     refuse(Code::FailedPrecondition, seal.reason(), text)

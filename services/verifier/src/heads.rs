@@ -1,7 +1,7 @@
 //! What the witness has seen last of each log, durable before it is answered.
 //!
-//! One small JSON file per log id. A head only grows; once a log is distrusted it stays so until an operator removes
-//! the file and the log's key is replaced.
+//! One small JSON file per origin and log key. A head only grows; once a log is distrusted it stays so until an operator
+//! gives the log another key.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -9,28 +9,48 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use serde_json::{Value, json};
 use stella_attest::canonical;
+use stella_attest::digest::Digest;
 use stella_attest::json::{self, Limits};
 use stella_attest::merkle::Hash;
-use stella_serve::fs::{Access, write_atomic};
+use stella_attest::note::MAX_NOTE;
+use stella_serve::fs::{self, Access};
+
+/// Most bytes of a head's file: two notes, each character of which may be escaped, and a little more.
+const MAX_FILE: u64 = 4 * MAX_NOTE as u64 + 4_096;
 
 /// The last state of a log that was cosigned.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Head {
+pub(crate) struct Head {
+    /// The origin, as the log's checkpoints state it.
+    pub(crate) origin: String,
+    /// The id of the log, which is of its key.
+    pub(crate) log_id: [u8; 32],
     /// Size of the tree.
-    pub size: u64,
+    pub(crate) size: u64,
     /// Its root.
-    pub root: Hash,
+    pub(crate) root: Hash,
     /// The signed note that said so.
-    pub checkpoint: String,
+    pub(crate) checkpoint: String,
     /// The note that contradicts it, once one was seen.
-    pub fork: Option<String>,
+    pub(crate) fork: Option<String>,
 }
 
-/// All heads, by log id.
+impl Head {
+    /// What tells this head from others: it is also the name of its file.
+    fn name(&self) -> Digest {
+        name(&self.origin, &self.log_id)
+    }
+}
+
+fn name(origin: &str, log_id: &[u8; 32]) -> Digest {
+    Digest::of(&[origin.as_bytes(), b"\n", log_id].concat())
+}
+
+/// All heads.
 #[derive(Debug)]
-pub struct Heads {
+pub(crate) struct Heads {
     dir: PathBuf,
-    heads: HashMap<[u8; 32], Head>,
+    heads: HashMap<Digest, Head>,
 }
 
 impl Heads {
@@ -38,15 +58,14 @@ impl Heads {
     ///
     /// # Errors
     /// A file that is not a head: the witness must not forget what it saw, so it does not start.
-    pub fn open(dir: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn open(dir: &Path) -> anyhow::Result<Self> {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot make `{}`", dir.display()))?;
         let mut heads = HashMap::new();
         for entry in std::fs::read_dir(dir)? {
             let path = entry?.path();
             if path.extension().is_some_and(|extension| extension == "json") {
-                let (log_id, head) =
-                    read(&path).with_context(|| format!("`{}` is no head", path.display()))?;
-                heads.insert(log_id, head);
+                let head = read(&path).with_context(|| format!("`{}` is no head", path.display()))?;
+                heads.insert(head.name(), head);
             }
         }
         Ok(Self {
@@ -56,36 +75,43 @@ impl Heads {
     }
 
     /// The head of a log, if it was ever seen.
-    pub fn get(&self, log_id: &[u8; 32]) -> Option<&Head> {
-        self.heads.get(log_id)
+    pub(crate) fn get(&self, origin: &str, log_id: &[u8; 32]) -> Option<&Head> {
+        self.heads.get(&name(origin, log_id))
     }
 
     /// The logs of which a fork was seen.
-    pub fn forked(&self) -> impl Iterator<Item = &[u8; 32]> {
-        self.heads
-            .iter()
-            .filter(|(_, head)| head.fork.is_some())
-            .map(|(log_id, _)| log_id)
+    pub(crate) fn forked(&self) -> Vec<[u8; 32]> {
+        let mut forked: Vec<[u8; 32]> = self
+            .heads
+            .values()
+            .filter(|head| head.fork.is_some())
+            .map(|head| head.log_id)
+            .collect();
+        forked.sort_unstable();
+        forked.dedup();
+        forked
     }
 
     /// Keeps a head; it is durable when this returns.
     ///
     /// # Errors
-    /// The file could not be written; the old head stays.
-    pub fn keep(&mut self, log_id: [u8; 32], head: Head) -> anyhow::Result<()> {
+    /// The file could not be written. The old head stays, but a fork is remembered for as long as the process runs.
+    pub(crate) fn keep(&mut self, head: Head) -> anyhow::Result<()> {
         let document = json!({
-            "checkpoint": head.checkpoint, "fork": head.fork, "logId": hex::encode(log_id),
-            "root": hex::encode(head.root), "size": head.size,
+            "checkpoint": head.checkpoint, "fork": head.fork, "logId": hex::encode(head.log_id),
+            "origin": head.origin, "root": hex::encode(head.root), "size": head.size,
         });
-        let path = self.dir.join(format!("{}.json", hex::encode(log_id)));
-        write_atomic(&path, &canonical::to_vec(&document), Access::Everybody)?;
-        self.heads.insert(log_id, head);
-        Ok(())
+        let path = self.dir.join(format!("{}.json", head.name().hex()));
+        let written = fs::write_atomic(&path, &canonical::to_vec(&document), Access::Everybody);
+        if written.is_ok() || head.fork.is_some() {
+            self.heads.insert(head.name(), head);
+        }
+        Ok(written?)
     }
 }
 
-fn read(path: &Path) -> anyhow::Result<([u8; 32], Head)> {
-    let document = json::parse(&std::fs::read(path)?, &Limits::default())?;
+fn read(path: &Path) -> anyhow::Result<Head> {
+    let document = json::parse(&fs::read(path, MAX_FILE)?, &Limits::default())?;
     let text = |name: &str| {
         document[name]
             .as_str()
@@ -96,19 +122,18 @@ fn read(path: &Path) -> anyhow::Result<([u8; 32], Head)> {
         hex::decode_to_slice(text(name)?, &mut bytes)?;
         Ok(bytes)
     };
-    let fork = match &document["fork"] {
-        Value::Null => None,
-        _ => Some(text("fork")?.to_owned()),
-    };
-    let size = document["size"].as_u64().context("`size` is missing")?;
-    let checkpoint = text("checkpoint")?.to_owned();
-    Ok((
-        hash("logId")?,
-        Head {
-            size,
-            root: hash("root")?,
-            checkpoint,
-            fork,
+    let head = Head {
+        origin: text("origin")?.to_owned(),
+        log_id: hash("logId")?,
+        size: document["size"].as_u64().context("`size` is missing")?,
+        root: hash("root")?,
+        checkpoint: text("checkpoint")?.to_owned(),
+        fork: match &document["fork"] {
+            Value::Null => None,
+            _ => Some(text("fork")?.to_owned()),
         },
-    ))
+    };
+    let is_named = path.file_stem().is_some_and(|stem| *stem == *head.name().hex());
+    anyhow::ensure!(is_named, "it is the head of another log than its name says");
+    Ok(head)
 }

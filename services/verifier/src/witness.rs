@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use stella_attest::checkpoint::{Checkpoint, CheckpointError};
 use stella_attest::cosignature;
-use stella_attest::key::{KeyError, SigningKey};
+use stella_attest::key::SigningKey;
 use stella_attest::merkle::{self, Hash};
 use stella_attest::note::{Note, NoteError, NoteKey};
 use stella_attest::timestamp::Timestamp;
@@ -19,7 +19,7 @@ use tracing::{error, info};
 
 use crate::heads::{Head, Heads};
 
-/// The value under which an `ABORTED` refusal carries the kept size.
+/// The metadata of a refusal under which it carries the kept size.
 pub(crate) const KEPT_SIZE: &str = "size";
 
 /// Why a checkpoint is not cosigned.
@@ -65,69 +65,64 @@ pub enum WitnessError {
     Signing(#[source] NoteError),
 }
 
-impl From<WitnessError> for Status {
-    fn from(error: WitnessError) -> Self {
-        let text = error.to_string();
-        let mut status = match &error {
-            WitnessError::Malformed(_) => {
+impl WitnessError {
+    /// The refusal on the wire. Where the kept size helps the log, it stands in the metadata as `size`.
+    pub(crate) fn to_status(&self, text: String) -> Status {
+        const PROOF: &str = "consistency_proof";
+        match self {
+            Self::Malformed(_) => {
                 refuse_field(Code::InvalidArgument, "CHECKPOINT_MALFORMED", "checkpoint", text)
             }
-            WitnessError::UnknownLog => {
-                refuse_field(Code::FailedPrecondition, "LOG_UNKNOWN", "checkpoint", text)
-            }
-            WitnessError::Signature(cause) => {
+            Self::UnknownLog => refuse_field(Code::FailedPrecondition, "LOG_UNKNOWN", "checkpoint", text),
+            Self::Signature(cause) => {
                 refuse_field(Code::FailedPrecondition, cause.reason(), "checkpoint", text)
             }
-            WitnessError::Distrusted => refuse(Code::FailedPrecondition, "LOG_DISTRUSTED", text),
-            WitnessError::OtherSize { kept } => refuse_with(
+            Self::Distrusted => refuse(Code::FailedPrecondition, "LOG_DISTRUSTED", text),
+            Self::OtherSize { kept } => refuse_with(
                 Code::Aborted,
                 "OLD_SIZE_MISMATCH",
                 text,
                 KEPT_SIZE,
                 kept.to_string(),
             ),
-            WitnessError::Stale { kept, .. } => refuse_with(
-                Code::FailedPrecondition,
-                "CHECKPOINT_STALE",
-                text,
-                KEPT_SIZE,
-                kept.to_string(),
-            ),
-            WitnessError::Inconsistent => refuse_field(
-                Code::FailedPrecondition,
-                "CONSISTENCY_INVALID",
-                "consistency_proof",
-                text,
-            ),
-            WitnessError::Fork(_) => refuse(Code::FailedPrecondition, "LOG_FORK", text),
-            WitnessError::Storage(_) => refuse(Code::Unavailable, "WITNESS_STATE_UNAVAILABLE", text),
-            WitnessError::Signing(_) => refuse(Code::Internal, "WITNESS_KEY_FAILED", text),
-        };
-        status.set_source(std::sync::Arc::new(error));
-        status
+            Self::Stale { kept, .. } => {
+                let kept = kept.to_string();
+                refuse_with(
+                    Code::FailedPrecondition,
+                    "CHECKPOINT_STALE",
+                    text,
+                    KEPT_SIZE,
+                    kept,
+                )
+            }
+            Self::Inconsistent => refuse_field(Code::FailedPrecondition, "CONSISTENCY_INVALID", PROOF, text),
+            Self::Fork(_) => refuse(Code::FailedPrecondition, "LOG_FORK", text),
+            Self::Storage(_) => refuse(Code::Unavailable, "WITNESS_STATE_UNAVAILABLE", text),
+            Self::Signing(_) => refuse(Code::Internal, "WITNESS_KEY_FAILED", text),
+        }
     }
 }
 
 /// A request to cosign.
 #[derive(Clone, Debug)]
-pub struct Order {
+pub(crate) struct Order {
     /// The size that the caller believes was cosigned last.
-    pub old_size: u64,
+    pub(crate) old_size: u64,
     /// RFC 6962 consistency proof from there.
-    pub proof: Vec<Hash>,
+    pub(crate) proof: Vec<Hash>,
     /// The signed note.
-    pub checkpoint: Vec<u8>,
+    pub(crate) checkpoint: Vec<u8>,
 }
 
 /// What came of a request.
 #[derive(Debug)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// The signature line, ended by a newline.
-    pub line: String,
+    pub(crate) line: String,
 }
 
 /// The witness: a key, a name, and what it has seen.
-pub struct Witness {
+pub(crate) struct Witness {
     key: SigningKey,
     public: NoteKey,
     heads: Mutex<Heads>,
@@ -136,7 +131,7 @@ pub struct Witness {
 impl Witness {
     /// # Errors
     /// [`NoteError`] if the key is not Ed25519 or the name cannot stand in a note.
-    pub fn new(name: &str, key: SigningKey, heads: Heads) -> Result<Self, NoteError> {
+    pub(crate) fn new(name: &str, key: SigningKey, heads: Heads) -> Result<Self, NoteError> {
         let public = NoteKey::cosignature(name, key.verifying_key())?;
         Ok(Self {
             key,
@@ -146,57 +141,64 @@ impl Witness {
     }
 
     /// The verifier key that trust roots name it by.
-    pub fn public(&self) -> &NoteKey {
+    pub(crate) fn public(&self) -> &NoteKey {
         &self.public
     }
 
     /// The logs of which a fork was seen.
-    pub fn forked(&self) -> Vec<[u8; 32]> {
-        self.heads
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .forked()
-            .copied()
-            .collect()
+    pub(crate) fn forked(&self) -> Vec<[u8; 32]> {
+        self.heads.lock().unwrap_or_else(PoisonError::into_inner).forked()
     }
 
     /// Cosigns, or says why not. Blocks until what it saw is durable.
     ///
     /// # Errors
     /// [`WitnessError`]; after [`WitnessError::Fork`] the log is in [`forked`](Self::forked).
-    pub fn cosign(&self, order: &Order, roots: &TrustRoots, now: Timestamp) -> Result<Answer, WitnessError> {
+    pub(crate) fn cosign(
+        &self,
+        order: &Order,
+        roots: &TrustRoots,
+        now: Timestamp,
+    ) -> Result<Answer, WitnessError> {
         let note = Note::parse(&order.checkpoint).map_err(WitnessError::Malformed)?;
         let (log_id, checkpoint) = trusted(&note, roots)?;
         let mut heads = self.heads.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = heads.get(&log_id).cloned();
+        let kept = heads.get(&checkpoint.origin, &log_id).cloned();
         if kept.as_ref().is_some_and(|head| head.fork.is_some()) {
             return Err(WitnessError::Distrusted);
         }
-        match extends(&checkpoint, kept.as_ref(), order) {
-            Ok(()) => {}
-            Err(WitnessError::Fork(size)) => {
-                if let Some(head) = kept {
-                    let fork = Some(note.to_string());
-                    heads
-                        .keep(log_id, Head { fork, ..head })
-                        .map_err(WitnessError::Storage)?;
-                }
-                error!(origin = %checkpoint.origin, size, "log fork: two signed roots for one size");
+        match (extends(&checkpoint, kept.as_ref(), order), kept) {
+            (Ok(()), _) => {}
+            (Err(WitnessError::Fork(size)), Some(kept)) => {
+                error!(
+                    origin = %checkpoint.origin, log_id = %hex::encode(log_id), size, reason = "LOG_FORK",
+                    "two signed roots for one size; the log is distrusted"
+                );
                 metrics::counter!("stella_log_forks_total").increment(1);
+                let fork = Some(note.to_string());
+                if let Err(cause) = heads.keep(Head { fork, ..kept }) {
+                    error!(
+                        error = format!("{cause:#}"),
+                        "the fork is not kept; a restart would forget it"
+                    );
+                }
                 return Err(WitnessError::Fork(size));
             }
-            Err(refused) => return Err(refused),
+            (Err(refused), _) => return Err(refused),
         }
         let line =
             cosignature::cosign(self.public.name(), &self.key, &note, now).map_err(WitnessError::Signing)?;
+        let (origin, size) = (checkpoint.origin.clone(), checkpoint.size);
         let head = Head {
-            size: checkpoint.size,
+            origin: checkpoint.origin,
+            log_id,
+            size,
             root: checkpoint.root,
             checkpoint: note.to_string(),
             fork: None,
         };
-        heads.keep(log_id, head).map_err(WitnessError::Storage)?;
-        info!(origin = %checkpoint.origin, size = checkpoint.size, "cosigned");
+        heads.keep(head).map_err(WitnessError::Storage)?;
+        info!(%origin, size, "checkpoint cosigned");
         Ok(Answer { line })
     }
 }
@@ -230,7 +232,8 @@ fn extends(checkpoint: &Checkpoint, kept: Option<&Head>, order: &Order) -> Resul
         return Err(WitnessError::OtherSize { kept: kept_size });
     }
     if kept_size == 0 {
-        return if order.proof.is_empty() {
+        let is_root_possible = checkpoint.size > 0 || checkpoint.root == merkle::EMPTY_ROOT;
+        return if order.proof.is_empty() && is_root_possible {
             Ok(())
         } else {
             Err(WitnessError::Inconsistent)
@@ -244,17 +247,6 @@ fn extends(checkpoint: &Checkpoint, kept: Option<&Head>, order: &Order) -> Resul
         &checkpoint.root,
     )
     .map_err(|_| WitnessError::Inconsistent)
-}
-
-/// Reads the witness's key; see [`stella_serve::fs::read_secret_text`].
-///
-/// # Errors
-/// The file cannot be read, others may read it, or it holds no key.
-pub(crate) fn read_key(path: &std::path::Path) -> anyhow::Result<SigningKey> {
-    let pem = stella_serve::fs::read_secret_text(path)?;
-    SigningKey::from_pkcs8_pem(&pem).map_err(|error: KeyError| {
-        anyhow::Error::new(error).context(format!("`{}` is not a usable key", path.display()))
-    })
 }
 
 #[cfg(test)]

@@ -78,7 +78,7 @@ fn reason(result: Result<Answer, WitnessError>) -> (Option<String>, Option<Strin
     match result {
         Ok(_) => (None, None),
         Err(error) => {
-            let status = Status::from(error);
+            let status = error.to_status(error.to_string());
             (
                 stella_proto::status::reason(&status),
                 stella_proto::status::metadata(&status, KEPT_SIZE),
@@ -194,7 +194,7 @@ fn a_second_root_for_one_size_is_a_fork_and_is_remembered() {
     );
     let after_restart = witness(dir.path(), &key);
     for witness in [&first, &after_restart] {
-        assert_eq!(witness.forked(), vec![roots.logs()[0].key.log_id]);
+        assert_eq!(witness.forked(), [roots.logs()[0].key.log_id]);
         let next = log.grow(&["c"]).order(2);
         assert_eq!(
             reason(witness.cosign(&next, &roots, now)),
