@@ -227,3 +227,182 @@ fn what_was_cosigned_is_known_after_a_restart() {
         Err(true)
     );
 }
+
+#[test]
+fn the_first_checkpoint_needs_no_proof_and_takes_none() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let key = SigningKey::generate(Algorithm::Ed25519).expect("a key");
+    let witness = witness(dir.path(), &key);
+    let mut log = Log::new();
+    let roots = log.roots();
+    let now = Timestamp::from_unix(1_800_000_000);
+    let text = Checkpoint {
+        origin: "127.0.0.1".into(),
+        size: 0,
+        root: [7; 32],
+        extensions: Vec::new(),
+    }
+    .to_text();
+    let signer = NoteSigner::new("127.0.0.1", &log.key).expect("a signer");
+    let impossible = Note::sign(&text, &signer)
+        .expect("signs")
+        .to_string()
+        .into_bytes();
+    let empty = log.order(0);
+    let filled = log.grow(&["a", "b"]).order(0);
+    for (case, order, want) in [
+        (
+            "a root of nothing that is not the empty tree's",
+            Order {
+                checkpoint: impossible,
+                ..empty.clone()
+            },
+            refused("CONSISTENCY_INVALID", None),
+        ),
+        (
+            "an old size that was never seen",
+            Order {
+                old_size: 1,
+                ..filled.clone()
+            },
+            refused("OLD_SIZE_MISMATCH", Some("0")),
+        ),
+        (
+            "a proof from nothing",
+            Order {
+                proof: vec![[1; 32]],
+                ..filled.clone()
+            },
+            refused("CONSISTENCY_INVALID", None),
+        ),
+        ("the empty tree", empty, (None, None)),
+        ("what extends the empty tree", filled, (None, None)),
+    ] {
+        assert_eq!(reason(witness.cosign(&order, &roots, now)), want, "{case}");
+    }
+}
+
+#[test]
+fn a_fork_is_a_fork_whatever_old_size_is_stated() {
+    for old_size in [0, 1, 2, 9] {
+        let dir = tempfile::tempdir().expect("a folder");
+        let key = SigningKey::generate(Algorithm::Ed25519).expect("a key");
+        let witness = witness(dir.path(), &key);
+        let mut log = Log::new();
+        let (roots, now) = (log.roots(), Timestamp::from_unix(1_800_000_000));
+        witness
+            .cosign(&log.grow(&["a", "b"]).order(0), &roots, now)
+            .expect("the first checkpoint");
+        let fork = Order {
+            old_size,
+            ..log.fork().grow(&["a", "x"]).order(0)
+        };
+        assert_eq!(
+            reason(witness.cosign(&fork, &roots, now)),
+            refused("LOG_FORK", None),
+            "{old_size}"
+        );
+    }
+}
+
+#[test]
+fn what_cannot_be_kept_is_not_cosigned_but_a_fork_still_counts() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let key = SigningKey::generate(Algorithm::Ed25519).expect("a key");
+    let kept = dir.path().join("heads");
+    let witness = witness(&kept, &key);
+    let mut log = Log::new();
+    let (roots, now) = (log.roots(), Timestamp::from_unix(1_800_000_000));
+    witness
+        .cosign(&log.grow(&["a", "b"]).order(0), &roots, now)
+        .expect("the first checkpoint");
+    std::fs::remove_dir_all(&kept).expect("removes");
+    let next = log.grow(&["c"]).order(2);
+    for _ in 0..2 {
+        let want = refused("WITNESS_STATE_UNAVAILABLE", None);
+        assert_eq!(reason(witness.cosign(&next, &roots, now)), want);
+    }
+    let fork = log.fork().grow(&["a", "x"]).order(2);
+    assert_eq!(
+        reason(witness.cosign(&fork, &roots, now)),
+        refused("LOG_FORK", None)
+    );
+    assert_eq!(witness.forked(), [roots.logs()[0].key.log_id]);
+    assert_eq!(
+        reason(witness.cosign(&next, &roots, now)),
+        refused("LOG_DISTRUSTED", None)
+    );
+}
+
+#[test]
+fn each_log_has_a_memory_of_its_own() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let key = SigningKey::generate(Algorithm::Ed25519).expect("a key");
+    let (mut one, mut other) = (Log::new(), Log::new());
+    let logs = [one.roots().logs()[0].clone(), other.roots().logs()[0].clone()];
+    let roots = TrustRoots::new(Vec::new(), None, logs.to_vec(), Vec::new(), Vec::new());
+    let now = Timestamp::from_unix(1_800_000_000);
+    let first = witness(dir.path(), &key);
+    for log in [&mut one, &mut other] {
+        let order = log.grow(&["a", "b", "c"]).order(0);
+        assert_eq!(reason(first.cosign(&order, &roots, now)), (None, None));
+    }
+    let fork = one.fork().grow(&["x", "y", "z"]).order(3);
+    assert_eq!(
+        reason(first.cosign(&fork, &roots, now)),
+        refused("LOG_FORK", None)
+    );
+    drop(first);
+    let restarted = witness(dir.path(), &key);
+    for (case, log, want) in [
+        ("the forked one", &mut one, refused("LOG_DISTRUSTED", None)),
+        ("the other one", &mut other, (None, None)),
+    ] {
+        let order = log.grow(&["d"]).order(3);
+        assert_eq!(reason(restarted.cosign(&order, &roots, now)), want, "{case}");
+    }
+}
+
+#[test]
+fn a_head_that_is_not_its_own_stops_the_start() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let key = SigningKey::generate(Algorithm::Ed25519).expect("a key");
+    let mut log = Log::new();
+    let now = Timestamp::from_unix(1_800_000_000);
+    witness(dir.path(), &key)
+        .cosign(&log.grow(&["a"]).order(0), &log.roots(), now)
+        .expect("cosigned");
+    let whole = std::fs::read_dir(dir.path())
+        .expect("a folder")
+        .next()
+        .expect("a head")
+        .expect("a head")
+        .path();
+    let text = std::fs::read_to_string(&whole).expect("a text");
+    let elsewhere = dir.path().join(format!("{}.json", "0".repeat(64)));
+    for (case, path, content, want) in [
+        ("cut", &whole, text[..20].to_owned(), "not valid JSON"),
+        (
+            "no size",
+            &whole,
+            text.replace("\"size\"", "\"sise\""),
+            "`size` is missing",
+        ),
+        (
+            "no hash",
+            &whole,
+            text.replace("\"root\":\"", "\"root\":\"x"),
+            "Odd number",
+        ),
+        ("under another name", &elsewhere, text.clone(), "of another log"),
+    ] {
+        std::fs::write(path, content).expect("writes");
+        let refused = Heads::open(dir.path()).expect_err(case);
+        let text_of = format!("{refused:#}");
+        assert!(
+            text_of.contains("is no head") && text_of.contains(want),
+            "{case}: {text_of}"
+        );
+        std::fs::write(&whole, &text).expect("writes");
+    }
+}

@@ -1,0 +1,186 @@
+//! What the service remembers: logs, keys, and that it alone does.
+
+use prost::bytes::Bytes;
+use stella_attest::history::KeyState;
+use stella_attest::key::Algorithm;
+use stella_attest::merkle;
+use stella_proto::verifier::v1 as pb;
+use stella_verifier::{Opened, Signer};
+use tokio_util::sync::CancellationToken;
+
+use crate::subject;
+use crate::world::*;
+
+#[tokio::test]
+async fn a_forked_log_is_distrusted_in_the_trust_roots_and_stays_so() {
+    let mut world = World::new();
+    let attested = world.attest(VEX, &subject()).await;
+    let digest = world.roots().await.digest();
+    let mut fork = world.log.fork();
+    fork.tree.push(merkle::leaf_hash(b"something else"));
+    for (case, change, want) in [
+        (
+            "a short node",
+            vec![Bytes::from_static(&[0; 31])],
+            ("FIELD_MALFORMED", "consistency_proof"),
+        ),
+        (
+            "too many nodes",
+            vec![Bytes::from_static(&[0; 32]); 129],
+            ("TOO_MANY_ITEMS", "consistency_proof"),
+        ),
+        (
+            "a wrong node",
+            vec![Bytes::from_static(&[0; 32])],
+            ("CONSISTENCY_INVALID", "consistency_proof"),
+        ),
+    ] {
+        let order = pb::CosignCheckpointRequest {
+            consistency_proof: change,
+            ..world.log.order(1)
+        };
+        let refused = world
+            .client_for(SIGNER, None)
+            .cosign_checkpoint(order)
+            .await
+            .map(|_| ())
+            .expect_err(case);
+        assert_eq!(
+            refusal(&refused),
+            (want.0.to_owned(), want.1.to_owned()),
+            "{case}"
+        );
+    }
+    assert_eq!(world.roots().await.digest(), digest);
+    let refused = world
+        .client_for(SIGNER, None)
+        .cosign_checkpoint(fork.order(1))
+        .await;
+    assert_eq!(refusal(&refused.map(|_| ()).expect_err("a fork")).0, "LOG_FORK");
+    let distrusting = world.roots().await;
+    assert_ne!(distrusting.digest(), digest);
+    for round in ["at once", "after a restart"] {
+        assert_eq!(world.roots().await.digest(), distrusting.digest(), "{round}");
+        let verdict = world.client(OPERATOR).verify(to_verify(attested.bundle())).await;
+        assert_eq!(
+            failures(&verdict.expect("a verdict").into_inner()),
+            ["CHECKPOINT:LOG_DISTRUSTED"],
+            "{round}"
+        );
+        let refused = world
+            .client_for(SIGNER, None)
+            .cosign_checkpoint(world.log.order(1))
+            .await;
+        assert_eq!(
+            refusal(&refused.map(|_| ()).expect_err("a fork")).0,
+            "LOG_DISTRUSTED",
+            "{round}"
+        );
+        world.open();
+    }
+}
+
+#[tokio::test]
+async fn a_new_key_is_asked_for_before_the_verdict_and_an_older_history_is_refused() {
+    let mut world = World::new();
+    let (old, new) = (copy(&world.signing), key(Algorithm::EcdsaP256));
+    let one = world.roots().await.history().expect("a history").clone();
+    let by_new = world.attest_with(&new, VEX, &subject()).await.bundle();
+    let failed = |world: &World| {
+        let (mut client, request) = (world.client(OPERATOR), to_verify(by_new.clone()));
+        async move { failures(&client.verify(request).await.expect("a verdict").into_inner()) }
+    };
+    assert_eq!(failed(&world).await, ["SIGNATURE:KEY_UNKNOWN"]);
+    let prepared = [listed(&old, KeyState::Active), listed(&new, KeyState::Prepared)];
+    let two = world.history(Some(&one), &prepared);
+    assert_eq!(failed(&world).await, ["SIGNATURE:KEY_PREPARED"]);
+    let three = world.history(
+        Some(&two),
+        &[listed(&old, KeyState::Retired), listed(&new, KeyState::Active)],
+    );
+    assert!(
+        failed(&world).await.is_empty(),
+        "the rotation is known before the verdict"
+    );
+    let digest = world.roots().await.digest();
+
+    world.history(
+        Some(&one),
+        &[
+            listed(&old, KeyState::Active),
+            listed(&key(Algorithm::EcdsaP256), KeyState::Active),
+        ],
+    );
+    let stranger = key(Algorithm::EcdsaP256);
+    let by_stranger = world.attest_with(&stranger, VEX, &subject()).await.bundle();
+    let stop = CancellationToken::new();
+    for round in ["an older and forked history", "after a restart"] {
+        let following = world.opened().run_background(stop.clone());
+        let verdict = world
+            .client(OPERATOR)
+            .verify(to_verify(by_stranger.clone()))
+            .await;
+        assert_eq!(
+            failures(&verdict.expect("a verdict").into_inner()),
+            ["SIGNATURE:KEY_UNKNOWN"],
+            "{round}"
+        );
+        assert_eq!(world.roots().await.digest(), digest, "{round}");
+        assert!(failed(&world).await.is_empty(), "{round}");
+        following.abort();
+        assert!(
+            following.await.is_err_and(|error| error.is_cancelled()),
+            "{round}"
+        );
+        world.open();
+    }
+    let versions = three.envelopes().count();
+    let kept = std::fs::read_dir(world.config.trust.state_dir.join("history"))
+        .expect("a folder")
+        .count();
+    assert_eq!((kept, versions), (3, 3));
+}
+
+#[tokio::test]
+async fn it_follows_the_history_without_being_asked() {
+    let mut world = World::new();
+    let (old, new) = (copy(&world.signing), key(Algorithm::EcdsaP256));
+    let one = world.roots().await.history().expect("a history").clone();
+    world.history(
+        Some(&one),
+        &[listed(&old, KeyState::Retired), listed(&new, KeyState::Active)],
+    );
+    let stop = CancellationToken::new();
+    let following = world.opened().run_background(stop.clone());
+    let followed = async {
+        while world.roots().await.history().map(|history| history.version()) != Some(2) {
+            tokio::task::yield_now().await;
+        }
+    };
+    let waited = tokio::time::timeout(std::time::Duration::from_secs(30), followed).await;
+    assert_eq!(waited, Ok(()));
+    stop.cancel();
+    following.await.expect("it ends");
+}
+
+#[test]
+fn it_does_not_start_with_what_is_not_its_own() {
+    let world = World::new();
+    let signer = || Signer::in_process(world.signer_transport());
+    let refused = |config: &stella_verifier::Config| match Opened::open(config, signer(), now) {
+        Ok(_) => String::new(),
+        Err(error) => format!("{error:#}"),
+    };
+    let text = refused(&world.config);
+    assert!(text.contains("is used by another process"), "{text}");
+
+    let mut config = world.config.clone();
+    config.trust.state_dir = stella_serve::config::ConfigPath::new(world.dir.path().join("other-state"));
+    assert_eq!(refused(&config), "");
+    config.receipt.key = config.witness.key.clone();
+    let text = refused(&config);
+    assert!(text.contains("is not among the receiptKeys"), "{text}");
+    config.receipt.key = config.trust.roots.clone();
+    let text = refused(&config);
+    assert!(text.contains("chmod 600"), "{text}");
+}
