@@ -45,14 +45,14 @@ pub struct ReceiptConfig {
     /// Private key of the receipts (PKCS#8 PEM, mode 0600).
     pub key: ConfigPath,
     /// What events call the authority that verified them.
-    #[serde(default = "ReceiptConfig::default_verifier_name")]
-    pub verifier_name: String,
+    #[serde(default = "ReceiptConfig::default_verifier")]
+    pub verifier: String,
     /// Who may have verdicts sealed: Feedser.
     pub sealer: SpiffeId,
 }
 
 impl ReceiptConfig {
-    fn default_verifier_name() -> String {
+    fn default_verifier() -> String {
         "Authority@stella".into()
     }
 }
@@ -66,7 +66,7 @@ pub struct WitnessConfig {
     /// The witness's name in its signature lines.
     pub name: String,
     /// Who may have checkpoints cosigned: the Signer.
-    pub log_caller: SpiffeId,
+    pub caller: SpiffeId,
 }
 
 #[cfg(test)]
@@ -89,10 +89,10 @@ mod tests {
             config.trust.roots.to_path_buf(),
             config.trust.state_dir.to_path_buf(),
             config.trust.ingest_predicate_types,
-            config.receipt.verifier_name,
+            config.receipt.verifier,
             config.receipt.sealer.to_string(),
             config.witness.name,
-            config.witness.log_caller.to_string(),
+            config.witness.caller.to_string(),
             config.signer.identity.to_string(),
         );
         let want = (

@@ -1,6 +1,6 @@
 //! What the witness has seen last of each log, durable before it is answered.
 //!
-//! One small JSON file per origin and log key. A head only grows; once a log is distrusted it stays so until an operator
+//! One small JSON file per origin and log key. A head only grows. A log that is distrusted stays so until an operator
 //! gives the log another key.
 
 use std::collections::HashMap;

@@ -112,14 +112,14 @@ impl Opened {
         let api = VerifierApi::new(Service {
             verifier: Verifier {
                 receipt_key,
-                name: config.receipt.verifier_name.clone(),
+                name: config.receipt.verifier.clone(),
                 ingest_types: config.trust.ingest_predicate_types.clone(),
             },
             witness,
             roots: Arc::clone(&roots),
             follower: Arc::clone(&follower),
             sealer: config.receipt.sealer.clone(),
-            log_caller: config.witness.log_caller.clone(),
+            log_caller: config.witness.caller.clone(),
             cores: Cores::all(),
             clock,
         });

@@ -415,13 +415,13 @@ fn config(dir: &Path) -> Config {
         },
         receipt: ReceiptConfig {
             key: file("receipt.pem"),
-            verifier_name: "Authority@stella".into(),
+            verifier: "Authority@stella".into(),
             sealer: FEEDSER.parse().expect("an identity"),
         },
         witness: WitnessConfig {
             key: file("witness.pem"),
             name: WITNESS.into(),
-            log_caller: SIGNER.parse().expect("an identity"),
+            caller: SIGNER.parse().expect("an identity"),
         },
         signer: UpstreamConfig::new(url, SIGNER.parse().expect("an identity")),
     }
