@@ -1,1 +1,5 @@
-fn main() {}
+//! `stella`: operator commands, the four services, and the demo, in one program.
+
+fn main() -> std::process::ExitCode {
+    stella_cli::main()
+}

@@ -1,1 +1,73 @@
-//! stella-feedser
+//! The event graph and the attestation repository.
+//!
+//! A request goes one way: `api` or `rest` parses it, `append`, `attach`, `repository` or `audit` decides, `remote`
+//! asks the Verifier or the Signer, `store` keeps, and the answer goes back. What an event's proof is worth is
+//! decided in `record` (when it is read) and `seal` (before it is written), and nowhere else.
+//!
+//! Feedser alone writes events. It cannot make a verdict: each one bears a receipt of the Verifier over exactly what
+//! is stored.
+
+pub mod api;
+pub mod append;
+pub mod attach;
+pub mod audit;
+pub mod claims;
+pub mod config;
+mod error;
+pub mod feedser;
+mod page_token;
+pub mod record;
+pub mod remote;
+pub mod repository;
+pub mod rest;
+mod seal;
+pub mod store;
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use stella_attest::key::VerifyingKey;
+use stella_proto::feedser::v1::feedser_service_server::FeedserServiceServer;
+use stella_serve::shell::{ServiceSet, Shell};
+use tonic::service::Routes;
+
+pub use config::Config;
+pub use error::Error;
+
+use crate::api::FeedserApi;
+use crate::feedser::Feedser;
+use crate::remote::{Signer, Verifier};
+use crate::store::sqlite::SqliteStore;
+
+/// Runs the service until it is told to end.
+///
+/// # Errors
+/// What kept it from starting: a store that is not ours, keys that cannot be read, doors that cannot be opened.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let shell = Shell::start("feedser", &config.server, &config.access, &config.telemetry)?;
+    let receipt_keys = receipt_keys(&config)?;
+    let (path, readers) = (config.store.path.to_path_buf(), config.store.readers.get());
+    let store = tokio::task::spawn_blocking(move || SqliteStore::open(&path, readers)).await??;
+    let timeout = config.limits.upstream_timeout();
+    let verifier = Verifier::of(shell.upstream("verifier", &config.verifier), timeout);
+    let signer = Signer::of(shell.upstream("signer", &config.signer), timeout);
+    let feedser = Arc::new(Feedser::new(Arc::new(store), verifier, signer, receipt_keys, config.limits));
+    let server = FeedserServiceServer::new(FeedserApi::new(Arc::clone(&feedser)))
+        .max_decoding_message_size(shell.max_message_bytes())
+        .max_encoding_message_size(usize::MAX);
+    let names = &["stella.feedser.v1.FeedserService"];
+    let rest = Some(rest::routes(feedser));
+    shell.serve(ServiceSet { grpc: Routes::new(server), names, rest }).await?;
+    Ok(())
+}
+
+fn receipt_keys(config: &Config) -> anyhow::Result<Vec<VerifyingKey>> {
+    anyhow::ensure!(!config.trust.receipt_keys.is_empty(), "`trust.receipt_keys` names no key");
+    let mut keys = Vec::new();
+    for path in &config.trust.receipt_keys {
+        let name = || format!("receipt key `{}`", path.display());
+        let pem = std::fs::read_to_string(path).with_context(name)?;
+        keys.push(VerifyingKey::from_spki_pem(&pem).with_context(name)?);
+    }
+    Ok(keys)
+}

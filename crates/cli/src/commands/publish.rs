@@ -1,0 +1,178 @@
+//! `stella publish`: stores an attestation and appends the event that it proves, or attaches it to one that exists.
+
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use clap::Args;
+use serde_json::{Value, json};
+use stella_attest::canonical;
+use stella_attest::evidence::Evidence;
+use stella_attest::statement::{Kind, Statement};
+use stella_attest::timestamp::Timestamp;
+use stella_proto::feedser::v1 as pb;
+use stella_proto::feedser::v1::append_events_result::Outcome;
+use stella_proto::status::from_item_error;
+
+use super::attest::read_evidence;
+use crate::client::{Connection, random_hex};
+use crate::failure::Failure;
+use crate::output::{print_json, print_line};
+
+/// Stores an attestation and appends the event that it proves
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// The bundle
+    #[arg(value_name = "BUNDLE")]
+    pub bundle: PathBuf,
+    /// Kind of the event: SBOM, VEX, SCAN, INGEST or DERIVED
+    #[arg(
+        long,
+        value_name = "KIND",
+        required_unless_present = "to_event",
+        conflicts_with = "to_event"
+    )]
+    pub kind: Option<String>,
+    /// Bundle of a predecessor, oldest first
+    #[arg(long, value_name = "BUNDLE")]
+    pub chain: Vec<PathBuf>,
+    /// Id of the event; default: a new random one
+    #[arg(long, value_name = "ID", conflicts_with = "to_event")]
+    pub id: Option<String>,
+    /// Attach to this event instead of appending one
+    #[arg(long, value_name = "ID")]
+    pub to_event: Option<String>,
+    /// Envelope digest that is attached now and is to give way
+    #[arg(long, value_name = "DIGEST", requires = "to_event", default_value = "")]
+    pub supersede: String,
+}
+
+/// The time now, in whole seconds.
+pub fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_unix(i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+}
+
+/// A kind of event, as an argument.
+///
+/// # Errors
+/// The text is none.
+pub fn kind(text: &str) -> Result<Kind, Failure> {
+    text.parse()
+        .map_err(|error| Failure::usage(format!("`{text}` is no kind of event: {error}")))
+}
+
+/// The event that a bundle proves.
+///
+/// # Errors
+/// The payload is no statement, or has no subject with a SHA-256.
+pub fn event_of(evidence: &Evidence, kind: Kind, id: &str) -> Result<Value, Failure> {
+    let statement = Statement::parse(&evidence.envelope.payload)
+        .map_err(|error| Failure::new(format!("the payload is refused: {error} [{}]", error.reason())))?;
+    let subject = statement
+        .subjects
+        .iter()
+        .find(|subject| subject.digests.contains_key("sha256"));
+    let subject = subject.ok_or_else(|| Failure::new("the statement has no subject with a sha256 digest"))?;
+    let mut described = json!({"digest": {"sha256": subject.digests["sha256"]}});
+    if let Some(name) = &subject.name {
+        described["name"] = name.clone().into();
+    }
+    Ok(json!({"_id": id, "kind": kind.as_str(), "subject": described, "ts": now().to_string()}))
+}
+
+/// An event that was published.
+#[derive(Clone, Debug)]
+pub struct Published {
+    /// Its id.
+    pub event_id: String,
+    /// Its revision.
+    pub rev: u64,
+    /// The envelope that proves it.
+    pub envelope_digest: String,
+}
+
+pub(crate) async fn run(arguments: Arguments, connection: &Connection) -> Result<(), Failure> {
+    let published = publish(arguments, connection).await?;
+    if connection.is_json() {
+        return print_json(&json!({
+            "envelopeDigest": published.envelope_digest, "eventId": published.event_id, "rev": published.rev,
+        }));
+    }
+    print_line(&published.event_id)
+}
+
+/// Stores the bundle and its predecessors, and appends or attaches.
+///
+/// # Errors
+/// A file cannot be read, or Feedser refused.
+pub async fn publish(arguments: Arguments, connection: &Connection) -> Result<Published, Failure> {
+    let (bytes, evidence) = read_evidence(&arguments.bundle)?;
+    let mut feedser = connection.feedser().await?;
+    let mut chain = Vec::new();
+    for path in &arguments.chain {
+        let (bytes, link) = read_evidence(path)?;
+        let put = pb::PutAttestationRequest {
+            evidence: bytes.into(),
+        };
+        feedser.put_attestation(connection.request(put)).await?;
+        chain.push(link.envelope_digest.to_string());
+    }
+    if let Some(event_id) = arguments.to_event {
+        let put = pb::PutAttestationRequest {
+            evidence: bytes.into(),
+        };
+        let stored = feedser
+            .put_attestation(connection.request(put))
+            .await?
+            .into_inner();
+        let attach = pb::AttachProvenanceRequest {
+            event_id: event_id.clone(),
+            envelope_digest: stored.envelope_digest.clone(),
+            chain,
+            supersede: arguments.supersede,
+            job: String::new(),
+        };
+        let attached = feedser
+            .attach_provenance(connection.request(attach))
+            .await?
+            .into_inner();
+        return Ok(Published {
+            event_id,
+            rev: attached.rev,
+            envelope_digest: stored.envelope_digest,
+        });
+    }
+    let kind = kind(arguments.kind.as_deref().unwrap_or_default())?;
+    let id = match arguments.id {
+        Some(id) => id,
+        None => format!("evt_{}", random_hex()?),
+    };
+    let event = event_of(&evidence, kind, &id)?;
+    let item = pb::AppendEventsItem {
+        reference: id.clone(),
+        event: canonical::to_vec(&event).into(),
+        chain,
+        evidence: bytes.into(),
+        ..pb::AppendEventsItem::default()
+    };
+    let request = tokio_stream::once(pb::AppendEventsRequest { items: vec![item] });
+    let mut answers = feedser
+        .append_events(connection.request(request))
+        .await?
+        .into_inner();
+    let answer = answers.message().await?.unwrap_or_default();
+    match answer
+        .results
+        .into_iter()
+        .next()
+        .and_then(|result| result.outcome)
+    {
+        Some(Outcome::Appended(appended)) => Ok(Published {
+            event_id: appended.event_id,
+            rev: appended.rev,
+            envelope_digest: evidence.envelope_digest.to_string(),
+        }),
+        Some(Outcome::Error(error)) => Err(from_item_error(&error).into()),
+        None => Err(Failure::new("Feedser gave no answer to the event")),
+    }
+}

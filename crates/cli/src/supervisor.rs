@@ -1,0 +1,217 @@
+//! Keeps the four services running as processes of their own.
+//!
+//! The supervisor holds the listening sockets and hands them down, so a service that dies comes back on its port. Each
+//! child holds the read end of a pipe as its standard input; when this process ends, however it ends, the pipe closes
+//! and the child drains.
+
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use command_fds::{CommandFdExt as _, FdMapping};
+use stella_serve::config::ServiceUrl;
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::devdir::{DevDir, Listeners, Ports, Service};
+
+/// Pauses before a service is started again.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// A service that ran so long is started again without a longer pause.
+const STEADY: Duration = Duration::from_secs(30);
+/// Longest wait until a service is SERVING.
+const READY_WITHIN: Duration = Duration::from_secs(30);
+/// Longest wait for a service to drain before it is killed.
+const DRAIN_WITHIN: Duration = Duration::from_secs(20);
+/// How often a service that starts is asked.
+const ASK_EVERY: Duration = Duration::from_millis(15);
+
+/// The running services.
+pub struct Supervisor {
+    dir: DevDir,
+    stop: watch::Sender<bool>,
+    keepers: Vec<JoinHandle<()>>,
+    ports: BTreeMap<String, Ports>,
+}
+
+impl Supervisor {
+    /// Binds the ports, makes what is missing in the directory, and starts the four services.
+    ///
+    /// # Errors
+    /// The directory cannot be made, or a program cannot be started.
+    pub fn start(dir: DevDir) -> anyhow::Result<Self> {
+        let listeners = dir.bind()?;
+        let ports = dir.ports()?;
+        dir.provision(&ports)?;
+        let (stop, stopped) = watch::channel(false);
+        let program = std::env::current_exe().context("cannot find this program")?;
+        let mut keepers = Vec::new();
+        for (service, listeners) in listeners {
+            let keeper = Keeper {
+                service,
+                dir: dir.clone(),
+                program: program.clone(),
+                listeners: Arc::new(listeners),
+            };
+            let first = keeper.spawn()?;
+            keepers.push(tokio::spawn(keeper.keep(first, stopped.clone())));
+        }
+        Ok(Self {
+            dir,
+            stop,
+            keepers,
+            ports,
+        })
+    }
+
+    /// The ports of all services.
+    pub fn ports(&self) -> &BTreeMap<String, Ports> {
+        &self.ports
+    }
+
+    /// Waits until every service says that it is SERVING.
+    ///
+    /// # Errors
+    /// One does not within half a minute; its log says why.
+    pub async fn ready(&self) -> anyhow::Result<()> {
+        for service in Service::ALL {
+            let deadline = Instant::now() + READY_WITHIN;
+            while !is_serving(&self.dir, &self.ports, service).await {
+                if Instant::now() > deadline {
+                    let log = self.dir.path(&format!("logs/{service}.log"));
+                    bail!(
+                        "{service} is not ready after {READY_WITHIN:?}; its log is `{}`",
+                        log.display()
+                    );
+                }
+                tokio::time::sleep(ASK_EVERY).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has every service drain and end; returns when no process is left.
+    pub async fn stop(self) {
+        let _ = self.stop.send(true);
+        for keeper in self.keepers {
+            let _ = keeper.await;
+        }
+    }
+}
+
+/// True if the service answers that it is SERVING, to the operator's certificate.
+pub async fn is_serving(dir: &DevDir, ports: &BTreeMap<String, Ports>, service: Service) -> bool {
+    let Some(ports) = ports.get(service.name()) else {
+        return false;
+    };
+    let Ok(url) = format!("https://127.0.0.1:{}", ports.main).parse::<ServiceUrl>() else {
+        return false;
+    };
+    let [ca, cert, key] = ["pki/ca.pem", "operator/cert.pem", "operator/key.pem"].map(|file| dir.path(file));
+    let Ok(channel) = stella_serve::client::connect(&ca, &cert, &key, &url, None).await else {
+        return false;
+    };
+    let request = HealthCheckRequest {
+        service: service.grpc_name().to_owned(),
+    };
+    let answer = HealthClient::new(channel).check(request).await;
+    answer.is_ok_and(|answer| answer.get_ref().status() == ServingStatus::Serving)
+}
+
+/// Keeps one service running.
+struct Keeper {
+    service: Service,
+    dir: DevDir,
+    program: PathBuf,
+    listeners: Arc<Listeners>,
+}
+
+impl Keeper {
+    fn spawn(&self) -> anyhow::Result<Child> {
+        let file = self.dir.path(&format!("logs/{}.log", self.service));
+        let log = OpenOptions::new().create(true).append(true).open(&file);
+        let log = log.with_context(|| format!("cannot write `{}`", file.display()))?;
+        let socket = |listener: &std::net::TcpListener| -> anyhow::Result<OwnedFd> {
+            Ok(listener.as_fd().try_clone_to_owned()?)
+        };
+        let mut command = Command::new(&self.program);
+        command
+            .args(["serve", self.service.name(), "--config"])
+            .arg(self.dir.config(self.service))
+            .env("LISTEN_FDS", "2")
+            .env_remove("LISTEN_PID")
+            .env("STELLA_SUPERVISED", "1")
+            .stdin(Stdio::piped())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            // Ctrl-C at the terminal is for the supervisor; it tells the services itself.
+            .process_group(0)
+            .kill_on_drop(true)
+            .fd_mappings(vec![
+                FdMapping {
+                    parent_fd: socket(&self.listeners.main)?,
+                    child_fd: 3,
+                },
+                FdMapping {
+                    parent_fd: socket(&self.listeners.ops)?,
+                    child_fd: 4,
+                },
+            ])?;
+        command
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.service))
+    }
+
+    async fn keep(self, first: Child, mut stopped: watch::Receiver<bool>) {
+        let mut running = Some(first);
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let started = Instant::now();
+            if let Some(mut child) = running.take() {
+                tokio::select! {
+                    status = child.wait() => {
+                        let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+                        eprintln!("{} ended ({status}); it is started again in {pause:?}", self.service);
+                    }
+                    () = told(&mut stopped) => return end(child, self.service).await,
+                }
+            }
+            if started.elapsed() > STEADY {
+                pause = FIRST_PAUSE;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
+                () = told(&mut stopped) => return,
+            }
+            match self.spawn() {
+                Ok(child) => running = Some(child),
+                Err(error) => eprintln!("{error:#}"),
+            }
+        }
+    }
+}
+
+/// Waits until the services are to stop.
+async fn told(stopped: &mut watch::Receiver<bool>) {
+    // An error means that the supervisor itself is gone, which is the same.
+    let _ = stopped.wait_for(|stopped| *stopped).await.map(|_| ());
+}
+
+/// Closes the child's standard input, which tells it to drain, and kills it if it does not.
+async fn end(mut child: Child, service: Service) {
+    drop(child.stdin.take());
+    if tokio::time::timeout(DRAIN_WITHIN, child.wait()).await.is_err() {
+        eprintln!("{service} did not drain within {DRAIN_WITHIN:?} and is killed");
+        let _ = child.kill().await;
+    }
+}

@@ -1,0 +1,119 @@
+//! The floor of the signing rows: a bare tonic server with the same messages, the same mTLS and the same signature,
+//! and nothing else: no policy, no audit, no identity.
+
+use std::sync::Arc;
+
+use stella_attest::dsse::Envelope;
+use stella_attest::key::SigningKey;
+use stella_attest::statement::PAYLOAD_TYPE;
+use stella_proto::signer::v1 as pb;
+use stella_proto::signer::v1::signer_service_server::{SignerService, SignerServiceServer};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use tonic::{Request, Response, Status, Streaming};
+
+struct Bare {
+    key: Arc<SigningKey>,
+}
+
+fn sign(key: &SigningKey, request: &pb::SignRequest) -> Result<pb::SignResponse, Status> {
+    let envelope =
+        Envelope::sign(PAYLOAD_TYPE, &request.payload, key).map_err(|error| Status::internal(error.to_string()))?;
+    Ok(pb::SignResponse {
+        envelope: envelope.canonical_bytes().into(),
+        key_id: key.verifying_key().key_id().to_string(),
+        ..Default::default()
+    })
+}
+
+#[tonic::async_trait]
+impl SignerService for Bare {
+    async fn sign(&self, request: Request<pb::SignRequest>) -> Result<Response<pb::SignResponse>, Status> {
+        Ok(Response::new(sign(&self.key, request.get_ref())?))
+    }
+
+    type SignBatchStream = ReceiverStream<Result<pb::SignBatchResponse, Status>>;
+
+    async fn sign_batch(
+        &self,
+        request: Request<Streaming<pb::SignBatchRequest>>,
+    ) -> Result<Response<Self::SignBatchStream>, Status> {
+        let key = Arc::clone(&self.key);
+        let mut messages = request.into_inner();
+        let (answers, stream) = mpsc::channel(4);
+        tokio::spawn(async move {
+            while let Ok(Some(message)) = messages.message().await {
+                let mut results = Vec::with_capacity(message.items.len());
+                for item in &message.items {
+                    let request = item.request.clone().unwrap_or_default();
+                    let Ok(signed) = sign(&key, &request) else { return };
+                    results.push(pb::SignBatchResult {
+                        reference: item.reference.clone(),
+                        outcome: Some(pb::sign_batch_result::Outcome::Signed(signed)),
+                    });
+                }
+                if answers.send(Ok(pb::SignBatchResponse { results })).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    type WatchKeysStream = ReceiverStream<Result<pb::WatchKeysResponse, Status>>;
+
+    async fn sign_manifest(
+        &self,
+        _: Request<pb::SignManifestRequest>,
+    ) -> Result<Response<pb::SignManifestResponse>, Status> {
+        Err(Status::unimplemented("not part of the floor"))
+    }
+
+    async fn list_keys(
+        &self,
+        _: Request<pb::ListKeysRequest>,
+    ) -> Result<Response<pb::ListKeysResponse>, Status> {
+        Err(Status::unimplemented("not part of the floor"))
+    }
+
+    async fn get_key(&self, _: Request<pb::GetKeyRequest>) -> Result<Response<pb::GetKeyResponse>, Status> {
+        Err(Status::unimplemented("not part of the floor"))
+    }
+
+    async fn rotate_key(
+        &self,
+        _: Request<pb::RotateKeyRequest>,
+    ) -> Result<Response<pb::RotateKeyResponse>, Status> {
+        Err(Status::unimplemented("not part of the floor"))
+    }
+
+    async fn watch_keys(
+        &self,
+        _: Request<pb::WatchKeysRequest>,
+    ) -> Result<Response<Self::WatchKeysStream>, Status> {
+        Err(Status::unimplemented("not part of the floor"))
+    }
+}
+
+/// The files of the bare server's identity.
+pub struct Files {
+    pub ca: String,
+    pub cert: String,
+    pub key: String,
+    pub signing_key: String,
+}
+
+/// Serves until the process is ended; prints its port first.
+pub async fn serve(files: &Files) -> anyhow::Result<()> {
+    let key = SigningKey::from_pkcs8_pem(&std::fs::read_to_string(&files.signing_key)?)?;
+    let tls = ServerTlsConfig::new()
+        .identity(Identity::from_pem(std::fs::read(&files.cert)?, std::fs::read(&files.key)?))
+        .client_ca_root(Certificate::from_pem(std::fs::read(&files.ca)?));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    println!("{}", listener.local_addr()?.port());
+    let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
+    let service = SignerServiceServer::new(Bare { key: Arc::new(key) });
+    Server::builder().tls_config(tls)?.add_service(service).serve_with_incoming(incoming).await?;
+    Ok(())
+}

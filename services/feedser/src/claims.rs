@@ -1,0 +1,164 @@
+//! What a caller says of evidence: the seed's `{dsse, trust}` body.
+//!
+//! A claim is checked and never stored. Each member that says something we derive must say the same; the members that
+//! we do not derive (`mirrorSeq`, `witnesses`, `policyScore`, and whatever else stands there) say nothing.
+
+use serde_json::Value;
+use stella_attest::digest::Digest;
+
+use crate::error::Error;
+
+/// The members of `dsse` that are compared, as paths.
+const COMPARED: [&[&str]; 12] = [
+    &["payloadType"],
+    &["key", "keyId"],
+    &["key", "issuer"],
+    &["key", "algo"],
+    &["rekor", "logIndex"],
+    &["rekor", "uuid"],
+    &["rekor", "integratedTime"],
+    &["rekor", "logId"],
+    &["rekor", "kind"],
+    &["rekor", "treeSize"],
+    &["rekor", "rootHash"],
+    &["trustedTime"],
+];
+
+/// Claims about evidence that the caller takes for verified.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Claims {
+    dsse: Value,
+    /// The envelope that the claims are about.
+    pub envelope_digest: Digest,
+    /// The chain that the caller claims, oldest first.
+    pub chain: Vec<Digest>,
+}
+
+impl Claims {
+    /// Reads the body of a claim.
+    ///
+    /// # Errors
+    /// `CLAIM_NOT_VERIFIED` without `trust.verified: true`, `BAD_VALUE` and `BAD_DIGEST` for what cannot be read.
+    pub fn read(mut body: Value) -> Result<Self, Error> {
+        if body["trust"]["verified"] != Value::Bool(true) {
+            return Err(Error::ClaimNotVerified);
+        }
+        let dsse = match body.get_mut("dsse").map(Value::take) {
+            Some(dsse @ Value::Object(_)) => dsse,
+            _ => return Err(Error::BadValue { field: "dsse", rule: "must be an object" }),
+        };
+        let envelope_digest = digest(&dsse["envelopeDigest"], "dsse.envelopeDigest".to_owned())?;
+        let mut chain = Vec::new();
+        match dsse.get("chain") {
+            None | Some(Value::Null) => {}
+            Some(Value::Array(links)) => {
+                for (index, link) in links.iter().enumerate() {
+                    chain.push(digest(&link["digest"], format!("dsse.chain[{index}].digest"))?);
+                }
+            }
+            Some(_) => return Err(Error::BadValue { field: "dsse.chain", rule: "must be an array" }),
+        }
+        Ok(Self { dsse, envelope_digest, chain })
+    }
+
+    /// Compares with what was verified.
+    ///
+    /// # Errors
+    /// `CLAIM_MISMATCH` names the first member that differs.
+    pub(crate) fn hold(&self, verified: &Value) -> Result<(), Error> {
+        for path in COMPARED {
+            let member = |value: &Value| path.iter().try_fold(value.clone(), |value, name| value.get(*name).cloned());
+            if let Some(claimed) = member(&self.dsse) {
+                let verified = member(verified).unwrap_or(Value::Null);
+                if claimed != verified {
+                    return Err(mismatch(path.join("."), &claimed, &verified));
+                }
+            }
+        }
+        for (index, _) in self.chain.iter().enumerate() {
+            for name in ["type", "id"] {
+                let (claimed, verified) = (&self.dsse["chain"][index][name], &verified["chain"][index][name]);
+                if !claimed.is_null() && claimed != verified {
+                    return Err(mismatch(format!("chain[{index}].{name}"), claimed, verified));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn digest(value: &Value, field: String) -> Result<Digest, Error> {
+    value.as_str().unwrap_or_default().parse().map_err(|source| Error::BadDigest { field, source })
+}
+
+fn mismatch(field: String, claimed: &Value, verified: &Value) -> Error {
+    let short = |value: &Value| value.to_string().chars().take(200).collect();
+    Error::ClaimMismatch { field: format!("dsse.{field}"), claimed: short(claimed), verified: short(verified) }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn body() -> Value {
+        let digest = Digest::of(b"envelope").to_string();
+        let link = Digest::of(b"build").to_string();
+        json!({
+            "dsse": {
+                "envelopeDigest": digest, "payloadType": "application/vnd.in-toto+json",
+                "key": {"keyId": "k", "issuer": "us", "algo": "ECDSA"},
+                "rekor": {"logIndex": 7, "uuid": "ab", "integratedTime": 9, "mirrorSeq": 3},
+                "chain": [{"type": "build", "id": "att:build#1", "digest": link}],
+            },
+            "trust": {"verified": true, "verifier": "Authority@stella", "witnesses": 5},
+        })
+    }
+
+    fn set(mut value: Value, pointer: &str, member: Value) -> Value {
+        *value.pointer_mut(pointer).unwrap() = member;
+        value
+    }
+
+    #[test]
+    fn a_claim_must_say_what_it_is_about() {
+        let read = |body: Value| Claims::read(body).map(|_| ()).map_err(|error| error.reason());
+        let refused = |reason: &str| Err(reason.to_owned());
+        assert_eq!(read(body()), Ok(()));
+        for (case, body, want) in [
+            ("not verified", set(body(), "/trust/verified", json!(false)), refused("CLAIM_NOT_VERIFIED")),
+            ("verified as text", set(body(), "/trust/verified", json!("true")), refused("CLAIM_NOT_VERIFIED")),
+            ("no trust", set(body(), "/trust", Value::Null), refused("CLAIM_NOT_VERIFIED")),
+            ("no object", json!([1]), refused("CLAIM_NOT_VERIFIED")),
+            ("no dsse", set(body(), "/dsse", json!("x")), refused("BAD_VALUE")),
+            ("bare hex", set(body(), "/dsse/envelopeDigest", json!("ab".repeat(32))), refused("BAD_DIGEST")),
+            ("no digest", set(body(), "/dsse/envelopeDigest", json!(7)), refused("BAD_DIGEST")),
+            ("chain of texts", set(body(), "/dsse/chain", json!(["x"])), refused("BAD_DIGEST")),
+            ("chain is no list", set(body(), "/dsse/chain", json!({})), refused("BAD_VALUE")),
+        ] {
+            assert_eq!(read(body), want, "{case}");
+        }
+    }
+
+    #[test]
+    fn a_claim_holds_only_if_it_says_what_was_verified() {
+        let verified = body()["dsse"].take();
+        let held = |body: Value| Claims::read(body).unwrap().hold(&verified).map_err(|error| error.to_string());
+        assert_eq!(held(body()), Ok(()));
+        assert_eq!(held(json!({"dsse": {"envelopeDigest": verified["envelopeDigest"]}, "trust": {"verified": true}})), Ok(()));
+        assert_eq!(held(set(body(), "/dsse/rekor/mirrorSeq", json!(4))), Ok(()));
+        for (pointer, member, want) in [
+            ("/dsse/payloadType", json!("x"), r#"`dsse.payloadType` is claimed to be "x", verified is "application/vnd.in-toto+json""#),
+            ("/dsse/key/keyId", json!("l"), r#"`dsse.key.keyId` is claimed to be "l", verified is "k""#),
+            ("/dsse/key/issuer", Value::Null, r#"`dsse.key.issuer` is claimed to be null, verified is "us""#),
+            ("/dsse/rekor/logIndex", json!(8), "`dsse.rekor.logIndex` is claimed to be 8, verified is 7"),
+            ("/dsse/rekor/logIndex", json!("7"), r#"`dsse.rekor.logIndex` is claimed to be "7", verified is 7"#),
+            ("/dsse/rekor/uuid", json!("ac"), r#"`dsse.rekor.uuid` is claimed to be "ac", verified is "ab""#),
+            ("/dsse/rekor/integratedTime", json!(0), "`dsse.rekor.integratedTime` is claimed to be 0, verified is 9"),
+            ("/dsse/chain/0/type", json!("sbom"), r#"`dsse.chain[0].type` is claimed to be "sbom", verified is "build""#),
+        ] {
+            assert_eq!(held(set(body(), pointer, member)), Err(want.to_owned()), "{pointer}");
+        }
+    }
+}
