@@ -231,12 +231,9 @@ impl Report {
             .iter()
             .filter(|check| check.status == Status::Passed)
             .count();
-        if applicable == 0 {
-            0.0
-        } else {
-            (passed * 100 / applicable) as f64 / 100.0
-        }
-    }
+        let percent = (passed * 100).checked_div(applicable).unwrap_or(0);
+        percent as f64 / 100.0
+}
 
     /// Digest of the trust-root set that it was judged by.
     pub fn trust_root_digest(&self) -> Digest {
