@@ -239,9 +239,9 @@ impl DevDir {
         fs::create_dir_all(self.path("logs"))?;
         fs::create_dir_all(self.path("operator"))?;
         self.certificates()?;
-        self.keys()?;
+        let witness = self.keys()?;
         for service in Service::ALL {
-            fs::write(self.config(service), config(service, ports)?)?;
+            fs::write(self.config(service), config(service, ports, &witness)?)?;
         }
         // Last, because its presence says that all the rest is there.
         method_table()?.save(&self.path("access.toml"))?;
@@ -273,7 +273,7 @@ impl DevDir {
     }
 
     /// One key for each purpose, the first key history, and the trust roots that name their public halves.
-    fn keys(&self) -> anyhow::Result<()> {
+    fn keys(&self) -> anyhow::Result<NoteKey> {
         let attestation = SigningKey::generate(Algorithm::EcdsaP256)?;
         keys::place(&self.of(Service::Signer, "keys"), "default", &attestation)
             .map_err(|failure| anyhow::anyhow!(failure.text(false)))?;
@@ -283,6 +283,7 @@ impl DevDir {
         let log = self.new_key(Service::Signer, "log.pem", Algorithm::Ed25519)?;
         let receipt = self.new_key(Service::Verifier, "receipt.pem", Algorithm::Ed25519)?;
         let witness = self.new_key(Service::Verifier, "witness.pem", Algorithm::Ed25519)?;
+        let witness = NoteKey::cosignature(WITNESS, witness.verifying_key())?;
         let receipt_pem = receipt.verifying_key().to_pem();
         write_atomic(
             &self.of(Service::Feedser, "receipt.pub.pem"),
@@ -291,6 +292,12 @@ impl DevDir {
         )?;
 
         let first = self.first_history(&attestation, &history)?;
+        fs::create_dir_all(self.of(Service::Signer, "history"))?;
+        write_atomic(
+            &self.of(Service::Signer, "history/000001.json"),
+            &first,
+            Access::Everybody,
+        )?;
         let versions = KeyHistory::parse(&[first], &[history.verifying_key()])?;
         let configured = |key: &SigningKey, purpose: Purpose| ConfiguredKey {
             key: key.verifying_key().clone(),
@@ -312,7 +319,7 @@ impl DevDir {
             ],
             Some(versions),
             vec![trusted],
-            vec![NoteKey::cosignature(WITNESS, witness.verifying_key())?],
+            vec![witness.clone()],
             vec![receipt.verifying_key().clone()],
         );
         write_atomic(
@@ -320,7 +327,7 @@ impl DevDir {
             roots.to_canonical(),
             Access::Everybody,
         )?;
-        Ok(())
+        Ok(witness)
     }
 
     /// The first version of the key history, where the Signer looks for it.
@@ -443,7 +450,7 @@ pub fn methods(text: &str) -> anyhow::Result<Methods> {
     Ok(text.parse()?)
 }
 
-fn config(service: Service, ports: &BTreeMap<String, Ports>) -> anyhow::Result<String> {
+fn config(service: Service, ports: &BTreeMap<String, Ports>, witness: &NoteKey) -> anyhow::Result<String> {
     let own = ports[service.name()];
     let head = format!(
         "[server]\nlisten = \"127.0.0.1:{}\"\nops_listen = \"127.0.0.1:{}\"\ncertificate = \"cert.pem\"\n\
@@ -457,7 +464,14 @@ fn config(service: Service, ports: &BTreeMap<String, Ports>) -> anyhow::Result<S
         )
     };
     let body = match service {
-        Service::Signer => format!("{}", upstream(Service::Verifier)),
+        Service::Signer => format!(
+            "[keys]\ndir = \"keys\"\nmanifest_key = \"manifest.pem\"\nhistory_key = \"history.pem\"\n\
+             history_dir = \"history\"\n\n[log]\ndir = \"log\"\nkey = \"log.pem\"\norigin = \"{ORIGIN}\"\n\
+             required_witnesses = [\"{witness}\"]\n\n[audit]\ndir = \"audit\"\nkey = \"audit.pem\"\n\n\
+             [[policy.allow]]\ncaller = \"spiffe://stella.local/*\"\ntenant = \"{TENANT}\"\npredicate_type = \"*\"\n\
+             key_slot = \"*\"\n\n{}",
+            upstream(Service::Verifier)
+        ),
         Service::Verifier => format!(
             "[trust]\nroots = \"trust-roots.json\"\nstate_dir = \"state\"\n\n[receipt]\nkey = \"receipt.pem\"\n\
              sealer = \"{}\"\n\n[witness]\nkey = \"witness.pem\"\nname = \"{WITNESS}\"\ncaller = \"{}\"\n\n{}",

@@ -409,10 +409,13 @@ impl FromStr for ServiceUrl {
             .trim_start_matches('[')
             .trim_end_matches(']')
             .to_owned();
-        let port = match authority.port() {
-            Some(port) => port.as_str().parse().map_err(|_| refused())?,
-            None if authority.as_str().ends_with(':') => return Err(refused()),
-            None => 443,
+        let port = match authority.as_str().strip_prefix(authority.host()) {
+            Some("") => 443,
+            Some(rest) => rest
+                .strip_prefix(':')
+                .and_then(|port| port.parse().ok())
+                .ok_or_else(refused)?,
+            None => return Err(refused()),
         };
         Ok(Self { host, port, uri })
     }

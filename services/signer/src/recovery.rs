@@ -1,0 +1,167 @@
+//! What the audit log says that an earlier run left: idempotency keys, signatures that are not logged, the last
+//! checkpoint, and the latest trusted time of each key.
+
+use std::collections::{BTreeMap, HashMap};
+
+use stella_attest::checkpoint::Checkpoint;
+use stella_attest::digest::Digest;
+use stella_attest::key::KeyId;
+use stella_attest::note::Note;
+use stella_attest::timestamp::Timestamp;
+
+use crate::audit::record::{CallId, Draft, Fields};
+use crate::audit::{AuditError, Location};
+use crate::idempotency::{Done, Idempotency, Scope};
+use crate::order::Transparency;
+use crate::signer::Unfinished;
+
+/// A call as far as it came.
+struct Call {
+    key: String,
+    pae: Digest,
+    transparency: Transparency,
+    idempotency: Option<(Scope, Digest)>,
+    at: Timestamp,
+    outcome: Option<(Location, Vec<u8>)>,
+}
+
+/// What is read from the records, one after the other.
+#[derive(Default)]
+pub(crate) struct Recovery {
+    /// Calls that are not known to be over.
+    open: BTreeMap<CallId, Call>,
+    finished: Vec<(Scope, Digest, Timestamp, Done)>,
+    checkpoint: Option<(Location, String)>,
+    latest: HashMap<KeyId, Timestamp>,
+}
+
+impl Recovery {
+    /// Takes one record.
+    pub(crate) fn visit(&mut self, at: Location, fields: &Fields<'_>) -> Result<(), AuditError> {
+        let malformed = || AuditError::Corrupt {
+            seq: fields.seq,
+            what: "a member is missing",
+        };
+        match &*fields.kind {
+            "intent" => {
+                let call = fields.call().ok_or_else(malformed)?;
+                self.open.insert(call, intent(fields).ok_or_else(malformed)?);
+            }
+            "outcome" => {
+                let call = fields.call().ok_or_else(malformed)?;
+                let signature = fields.signature().ok_or_else(malformed)?;
+                if let Some(open) = self.open.get_mut(&call) {
+                    open.outcome = Some((at, signature));
+                    if open.transparency == Transparency::None {
+                        self.finish(call, |outcome| Done::Signed { outcome });
+                    }
+                }
+            }
+            "logged" => {
+                let call = fields.call().ok_or_else(malformed)?;
+                self.note_latest(call, fields.trusted_at());
+                let checkpoint = self.checkpoint.as_ref().map_or(at, |(location, _)| *location);
+                self.finish(call, |outcome| Done::Logged {
+                    outcome,
+                    logged: at,
+                    checkpoint,
+                });
+            }
+            "abandoned" => {
+                self.open.remove(&fields.call().ok_or_else(malformed)?);
+            }
+            "rotation" if fields.phase.as_deref() == Some("done") => {
+                let who = fields.caller.as_deref().zip(fields.tenant.as_deref());
+                if let (Some((caller, tenant)), Some((key, request)), Some(when)) =
+                    (who, fields.idempotency(), fields.at())
+                {
+                    let scope = Scope::new(caller, tenant, "RotateKey", key);
+                    self.finished
+                        .push((scope, request, when, Done::Rotated { rotation: at }));
+                }
+            }
+            "checkpoint" => {
+                self.checkpoint = Some((at, fields.note.as_deref().ok_or_else(malformed)?.to_owned()));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn note_latest(&mut self, call: CallId, trusted_at: Option<Timestamp>) {
+        let id = self
+            .open
+            .get(&call)
+            .and_then(|open| open.key.parse::<KeyId>().ok());
+        if let (Some(id), Some(at)) = (id, trusted_at) {
+            let latest = self.latest.entry(id).or_insert(at);
+            *latest = at.max(*latest);
+        }
+    }
+
+    fn finish(&mut self, call: CallId, done: impl FnOnce(Location) -> Done) {
+        let Some(open) = self.open.remove(&call) else {
+            return;
+        };
+        if let (Some((scope, request)), Some((outcome, _))) = (open.idempotency, open.outcome) {
+            self.finished.push((scope, request, open.at, done(outcome)));
+        }
+    }
+
+    /// The last checkpoint that was recorded.
+    pub(crate) fn floor(&self) -> Option<Checkpoint> {
+        let (_, note) = self.checkpoint.as_ref()?;
+        Checkpoint::parse(Note::parse(note.as_bytes()).ok()?.text()).ok()
+    }
+
+    /// Fills `idempotency`; returns the records of abandoned intents, what must be logged, and the latest times.
+    pub(crate) fn take_up(
+        self,
+        idempotency: &Idempotency,
+        now: Timestamp,
+    ) -> (Vec<Draft>, Vec<Unfinished>, HashMap<KeyId, Timestamp>) {
+        for (scope, request, at, done) in self.finished {
+            idempotency.restore(scope, request, at, done, now);
+        }
+        let (mut abandoned, mut unfinished) = (Vec::new(), Vec::new());
+        for (call, open) in self.open {
+            let Some((outcome, signature)) = open.outcome else {
+                abandoned.push(Draft::abandoned(
+                    now,
+                    call,
+                    "the process ended before the key signed",
+                ));
+                continue;
+            };
+            if let Some((scope, request)) = open.idempotency {
+                idempotency.restore(scope, request, open.at, Done::Unlogged { outcome }, now);
+            }
+            let scope = open.idempotency.map(|(scope, _)| scope);
+            unfinished.push(Unfinished {
+                call,
+                key: open.key,
+                pae: open.pae,
+                signature,
+                outcome,
+                scope,
+            });
+        }
+        (abandoned, unfinished, self.latest)
+    }
+}
+
+fn intent(fields: &Fields<'_>) -> Option<Call> {
+    let (caller, tenant) = (fields.caller.as_deref()?, fields.tenant.as_deref()?);
+    let method = fields.method.as_deref()?;
+    let idempotency = fields
+        .idempotency()
+        .map(|(key, request)| (Scope::new(caller, tenant, method, key), request));
+    Some(Call {
+        key: fields.key.as_deref()?.to_owned(),
+        pae: fields.pae()?,
+        transparency: fields.transparency()?,
+        idempotency,
+        at: fields.at()?,
+        outcome: None,
+    })
+}
