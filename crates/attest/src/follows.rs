@@ -21,19 +21,25 @@ pub fn digests(statement: &Statement) -> Vec<Digest> {
         CYCLONEDX => {
             let references = predicate["externalReferences"].as_array().into_iter().flatten();
             let attestations = references.filter(|reference| reference["type"] == "attestation");
-            let hashes = attestations.flat_map(|reference| reference["hashes"].as_array().into_iter().flatten());
+            let hashes =
+                attestations.flat_map(|reference| reference["hashes"].as_array().into_iter().flatten());
             let sha256 = hashes.filter(|hash| hash["alg"] == "SHA-256");
             sha256.filter_map(|hash| hash["content"].as_str()).collect()
         }
         SLSA_PROVENANCE => descriptors(&predicate["buildDefinition"]["resolvedDependencies"]),
         _ => descriptors(&predicate["follows"]),
     };
-    hexes.into_iter().filter_map(|hex| Digest::from_hex(hex).ok()).collect()
+    hexes
+        .into_iter()
+        .filter_map(|hex| Digest::from_hex(hex).ok())
+        .collect()
 }
 
 fn descriptors(listed: &Value) -> Vec<&str> {
     let listed = listed.as_array().into_iter().flatten();
-    listed.filter_map(|item| item["digest"]["sha256"].as_str()).collect()
+    listed
+        .filter_map(|item| item["digest"]["sha256"].as_str())
+        .collect()
 }
 
 /// Adds a predecessor to a predicate, which must be an object.
@@ -44,11 +50,17 @@ pub fn add(predicate: &mut Value, predicate_type: &str, digest: &Digest) -> Resu
     let descriptor = json!({"digest": {"sha256": digest.hex()}, "name": "predecessor"});
     let (place, entry) = match predicate_type {
         SPDX => return Err(NoPlace),
-        SLSA_PROVENANCE => (&mut predicate["buildDefinition"]["resolvedDependencies"], descriptor),
+        SLSA_PROVENANCE => (
+            &mut predicate["buildDefinition"]["resolvedDependencies"],
+            descriptor,
+        ),
         CYCLONEDX => {
             let hashes = json!([{"alg": "SHA-256", "content": digest.hex()}]);
             let url = format!("urn:sha256:{}", digest.hex());
-            (&mut predicate["externalReferences"], json!({"hashes": hashes, "type": "attestation", "url": url}))
+            (
+                &mut predicate["externalReferences"],
+                json!({"hashes": hashes, "type": "attestation", "url": url}),
+            )
         }
         _ => (&mut predicate["follows"], descriptor),
     };
@@ -74,7 +86,10 @@ mod tests {
             }
             let payload = statement::build("a", &Digest::of(b"a"), predicate_type, predicate);
             let statement = Statement::parse(&payload).expect("a statement");
-            assert_eq!((digests(&statement), &statement.predicate["kept"]), (added.to_vec(), &json!(1)));
+            assert_eq!(
+                (digests(&statement), &statement.predicate["kept"]),
+                (added.to_vec(), &json!(1))
+            );
         }
         assert_eq!(add(&mut json!({}), SPDX, &added[0]), Err(NoPlace));
     }

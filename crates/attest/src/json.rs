@@ -3,7 +3,7 @@
 //! RFC 8259, and RFC 7493 (I-JSON) where it matters for hashing: no duplicate keys, no integers that a double cannot
 //! hold, no lone surrogates, bounded depth. The document is parsed once, into `serde_json::Value`.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 
 use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
@@ -11,6 +11,8 @@ use serde_json::{Map, Number, Value};
 
 /// The largest integer that a double holds without loss, 2^53.
 const MAX_SAFE_INTEGER: u64 = 1 << 53;
+/// The smallest whole number that the canonical form writes with an exponent; smaller ones stand there as integers.
+const FIRST_EXPONENT: f64 = 1e21;
 
 /// How much is read before it is refused.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +60,7 @@ pub enum JsonError {
         /// Where the limit was passed.
         path: String,
     },
-    /// An integer beyond 2^53, which other readers would round.
+    /// An integer beyond 2^53, which other readers would round; or a double that the canonical form writes as one.
     #[error("the integer at `{path}` is beyond 2^53")]
     NumberRange {
         /// The number.
@@ -99,6 +101,7 @@ pub fn parse(bytes: &[u8], limits: &Limits) -> Result<Value, JsonError> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let seed = Strict {
         found: &found,
+        numbers: &Numbers::of(bytes),
         depth: limits.depth,
         place: &Place::Root,
     };
@@ -130,9 +133,66 @@ impl fmt::Display for Place<'_> {
     }
 }
 
+/// The numbers of the text in their order: `serde_json` hands on the integers beyond 64 bits as doubles, rounded, and
+/// only the text says how they were written.
+struct Numbers<'t> {
+    text: &'t [u8],
+    /// Numbers that were parsed.
+    parsed: Cell<usize>,
+    /// How far the text was looked through, and the numbers up to there.
+    looked: Cell<(usize, usize)>,
+}
+
+impl<'t> Numbers<'t> {
+    fn of(text: &'t [u8]) -> Self {
+        Self {
+            text,
+            parsed: Cell::new(0),
+            looked: Cell::new((0, 0)),
+        }
+    }
+
+    fn count(&self) {
+        self.parsed.set(self.parsed.get() + 1);
+    }
+
+    /// True if the number that was parsed last has neither fraction nor exponent.
+    fn last_is_integer(&self) -> bool {
+        let (mut at, mut count) = self.looked.get();
+        let mut number: &[u8] = &[];
+        while count < self.parsed.get() && at < self.text.len() {
+            let rest = &self.text[at..];
+            let length = match rest[0] {
+                b'"' => string_length(rest),
+                b'-' | b'0'..=b'9' => {
+                    let is_of_it =
+                        |byte: &&u8| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
+                    number = &rest[..rest.iter().take_while(is_of_it).count()];
+                    count += 1;
+                    number.len()
+                }
+                _ => 1,
+            };
+            at += length;
+        }
+        self.looked.set((at, count));
+        !number.iter().any(|byte| matches!(byte, b'.' | b'e' | b'E'))
+    }
+}
+
+/// Bytes of the string at the beginning of `text`, quotes included.
+fn string_length(text: &[u8]) -> usize {
+    let mut at = 1;
+    while at < text.len() && text[at] != b'"' {
+        at += if text[at] == b'\\' { 2 } else { 1 };
+    }
+    at + 1
+}
+
 #[derive(Clone, Copy)]
 struct Strict<'p> {
     found: &'p RefCell<Option<JsonError>>,
+    numbers: &'p Numbers<'p>,
     depth: usize,
     place: &'p Place<'p>,
 }
@@ -184,6 +244,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
     }
 
     fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<Value, E> {
+        self.numbers.count();
         if value > MAX_SAFE_INTEGER {
             Err(self.out_of_range())
         } else {
@@ -192,6 +253,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
     }
 
     fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<Value, E> {
+        self.numbers.count();
         if value.unsigned_abs() > MAX_SAFE_INTEGER {
             Err(self.out_of_range())
         } else {
@@ -200,6 +262,11 @@ impl<'de> Visitor<'de> for Strict<'_> {
     }
 
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
+        self.numbers.count();
+        let is_beyond = value.abs() > MAX_SAFE_INTEGER as f64 && value.fract() == 0.0;
+        if is_beyond && (value.abs() < FIRST_EXPONENT || self.numbers.last_is_integer()) {
+            return Err(self.out_of_range());
+        }
         Number::from_f64(value)
             .map(Value::Number)
             .ok_or_else(|| self.out_of_range())
@@ -222,6 +289,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
                 depth,
                 place: &place,
                 found: self.found,
+                numbers: self.numbers,
             })? {
                 Some(item) => list.push(item),
                 None => return Ok(Value::Array(list)),
@@ -243,6 +311,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
                 depth,
                 place: &place,
                 found: self.found,
+                numbers: self.numbers,
             })?;
             map.insert(key, value);
         }
@@ -267,6 +336,14 @@ mod tests {
             ("[9007199254740993]", range("/0")),
             ("[-9007199254740993]", range("/0")),
             ("18446744073709551615", range("")),
+            ("[18446744073709551616]", range("/0")),
+            ("[-9223372036854775809]", range("/0")),
+            ("[1e17]", range("/0")),
+            ("[-9007199254740994.0]", range("/0")),
+            (
+                r#"[1e30,-2E+20,"\"7",{"\\":1e300},18446744073709551617]"#,
+                range("/4"),
+            ),
             (
                 deep.as_str(),
                 JsonError::TooDeep {
@@ -305,6 +382,7 @@ mod tests {
         for text in [
             r#"{"b":[1,-2,2.5,true,null,"é\n"],"a":{"":{}}}"#,
             "9007199254740992",
+            "[1E30,9007199254740992.0,1e21,1e-7,-0,3,{\"1\":1e+30}]",
             "\"\\ud83d\\ude00\"",
             " 1 ",
         ] {

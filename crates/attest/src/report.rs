@@ -233,7 +233,7 @@ impl Report {
             .count();
         let percent = (passed * 100).checked_div(applicable).unwrap_or(0);
         percent as f64 / 100.0
-}
+    }
 
     /// Digest of the trust-root set that it was judged by.
     pub fn trust_root_digest(&self) -> Digest {

@@ -243,9 +243,10 @@ fn examine(
     roots: &TrustRoots,
     report: &mut SliceReport,
 ) -> Result<(), String> {
+    // An event stands two levels down.
     let limits = Limits {
         bytes: MAX_BYTES,
-        ..Limits::default()
+        depth: Limits::default().depth + 2,
     };
     let document = json::parse(bytes, &limits).map_err(|error| error.reason().to_owned())?;
     if canonical::to_vec(&document) != bytes {

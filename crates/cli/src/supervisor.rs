@@ -178,12 +178,17 @@ impl Keeper {
         loop {
             let started = Instant::now();
             if let Some(mut child) = running.take() {
+                // Taken out, because waiting for a child closes its standard input.
+                let input = child.stdin.take();
                 tokio::select! {
                     status = child.wait() => {
                         let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
                         eprintln!("{} ended ({status}); it is started again in {pause:?}", self.service);
                     }
-                    () = told(&mut stopped) => return end(child, self.service).await,
+                    () = told(&mut stopped) => {
+                        drop(input);
+                        return end(child, self.service).await;
+                    }
                 }
             }
             if started.elapsed() > STEADY {
@@ -207,9 +212,8 @@ async fn told(stopped: &mut watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stopped| *stopped).await.map(|_| ());
 }
 
-/// Closes the child's standard input, which tells it to drain, and kills it if it does not.
+/// Waits for a child whose standard input is closed, which tells it to drain, and kills it if it does not.
 async fn end(mut child: Child, service: Service) {
-    drop(child.stdin.take());
     if tokio::time::timeout(DRAIN_WITHIN, child.wait()).await.is_err() {
         eprintln!("{service} did not drain within {DRAIN_WITHIN:?} and is killed");
         let _ = child.kill().await;

@@ -36,7 +36,13 @@ fn message_promises(parent: &str, message: &DescriptorProto, found: &mut BTreeMa
     let name = format!("{parent}.{}", message.name());
     for field in &message.field {
         let place = format!("{name}#{}", field.number());
-        let what = format!("{} {:?} {:?} {}", field.name(), field.r#type(), field.label(), field.type_name());
+        let what = format!(
+            "{} {:?} {:?} {}",
+            field.name(),
+            field.r#type(),
+            field.label(),
+            field.type_name()
+        );
         found.insert(place, what);
     }
     for nested in &message.nested_type {
@@ -58,7 +64,11 @@ fn enum_promises(parent: &str, listed: &EnumDescriptorProto, found: &mut BTreeMa
 fn broken(old: &FileDescriptorSet, new: &FileDescriptorSet) -> Vec<String> {
     let new = promises(new);
     let kept = |place: &String, what: &String| new.get(place) == Some(what);
-    promises(old).into_iter().filter(|(place, what)| !kept(place, what)).map(|(place, _)| place).collect()
+    promises(old)
+        .into_iter()
+        .filter(|(place, what)| !kept(place, what))
+        .map(|(place, _)| place)
+        .collect()
 }
 
 fn decoded(bytes: &[u8]) -> FileDescriptorSet {
@@ -76,16 +86,26 @@ fn nothing_of_the_baseline_is_removed_renumbered_or_retyped() {
 fn an_incompatible_change_is_named_by_its_place() {
     let baseline = decoded(BASELINE);
     let signer = |set: &mut FileDescriptorSet, change: &dyn Fn(&mut prost_types::FileDescriptorProto)| {
-        let file = set.file.iter_mut().find(|file| file.package() == "stella.signer.v1");
+        let file = set
+            .file
+            .iter_mut()
+            .find(|file| file.package() == "stella.signer.v1");
         change(file.expect("the Signer's contract"));
     };
     type Change = fn(&mut prost_types::FileDescriptorProto);
     fn request(file: &mut prost_types::FileDescriptorProto) -> &mut DescriptorProto {
-        let found = file.message_type.iter_mut().find(|message| message.name() == "SignRequest");
+        let found = file
+            .message_type
+            .iter_mut()
+            .find(|message| message.name() == "SignRequest");
         found.expect("SignRequest")
     }
     let rows: [(&str, Change, &[&str]); 5] = [
-        ("removed field", |file| drop(request(file).field.remove(0)), &["stella.signer.v1.SignRequest#1"]),
+        (
+            "removed field",
+            |file| drop(request(file).field.remove(0)),
+            &["stella.signer.v1.SignRequest#1"],
+        ),
         (
             "renumbered field",
             |file| request(file).field[0].number = Some(99),
@@ -118,5 +138,9 @@ fn an_incompatible_change_is_named_by_its_place() {
         more.number = Some(99);
         request(file).field.push(more);
     });
-    assert_eq!(broken(&baseline, &grown), Vec::<String>::new(), "an added field breaks nothing");
+    assert_eq!(
+        broken(&baseline, &grown),
+        Vec::<String>::new(),
+        "an added field breaks nothing"
+    );
 }

@@ -51,7 +51,17 @@ fn cargo() -> Command {
 }
 
 fn bench(json: bool, only: Option<String>) -> anyhow::Result<ExitCode> {
-    let build = cargo().args(["build", "--release", "--quiet", "-p", "stella-cli", "-p", "stella-forensic-verify"]).status()?;
+    let build = cargo()
+        .args([
+            "build",
+            "--release",
+            "--quiet",
+            "-p",
+            "stella-cli",
+            "-p",
+            "stella-forensic-verify",
+        ])
+        .status()?;
     anyhow::ensure!(build.success(), "the release build failed");
     let mut bench = cargo();
     bench.args(["bench", "--quiet", "-p", "stella-e2e", "--bench", "ladder", "--"]);
@@ -61,5 +71,9 @@ fn bench(json: bool, only: Option<String>) -> anyhow::Result<ExitCode> {
     if let Some(only) = only {
         bench.args(["--only", &only]);
     }
-    Ok(if bench.status()?.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if bench.status()?.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

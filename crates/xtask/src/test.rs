@@ -15,7 +15,9 @@ use crate::cargo;
 pub(crate) fn run(arguments: &[String]) -> anyhow::Result<ExitCode> {
     let lacking = std::env::temp_dir().join(format!("stella-not-run-{}", std::process::id()));
     std::fs::write(&lacking, "")?;
-    let built = cargo().args(["build", "--workspace", "--bins", "--quiet"]).status()?;
+    let built = cargo()
+        .args(["build", "--workspace", "--bins", "--quiet"])
+        .status()?;
     anyhow::ensure!(built.success(), "the build failed");
     let mut child = cargo()
         .args(["test", "--workspace", "--no-fail-fast"])
@@ -44,13 +46,21 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<ExitCode> {
     }
     println!("{} tests not run", needs.values().sum::<u64>());
     println!("{passed} passed, {failed} failed");
-    Ok(if status.success() && failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if status.success() && failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// The number before `word` in `ok. 3 passed; 0 failed; …`.
 fn count(text: &str, word: &str) -> u64 {
     let before = text.split(word).next().unwrap_or_default();
-    before.rsplit(|c: char| !c.is_ascii_digit()).next().and_then(|digits| digits.parse().ok()).unwrap_or(0)
+    before
+        .rsplit(|c: char| !c.is_ascii_digit())
+        .next()
+        .and_then(|digits| digits.parse().ok())
+        .unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -60,6 +70,13 @@ mod tests {
     #[test]
     fn counts_are_read_from_the_closing_line_of_a_runner() {
         let line = "ok. 12 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.05s";
-        assert_eq!((count(line, " passed"), count(line, " failed"), count(line, " lost")), (12, 3, 0));
+        assert_eq!(
+            (
+                count(line, " passed"),
+                count(line, " failed"),
+                count(line, " lost")
+            ),
+            (12, 3, 0)
+        );
     }
 }

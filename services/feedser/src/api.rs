@@ -63,7 +63,9 @@ impl FeedserApi {
         let started = messages.map(move |message| {
             // Ends with its stream when the caller goes away.
             let started = message.map(|message| {
-                AbortOnDropHandle::new(tokio::spawn(work(Arc::clone(&feedser), message).in_current_span()))
+                AbortOnDropHandle::new(tokio::spawn(
+                    work(Arc::clone(&feedser), message).in_current_span(),
+                ))
             });
             async move { started?.await.unwrap_or_else(|_| Err(Error::Cancelled.into())) }
         });
@@ -83,17 +85,23 @@ impl FeedserService for FeedserApi {
         request: Request<Streaming<pb::AppendEventsRequest>>,
     ) -> Result<Response<Self::AppendEventsStream>, Status> {
         let tenant = Caller::of(&request)?.tenant()?.clone();
-        let answers = self.pipelined(request.into_inner(), move |feedser, message: pb::AppendEventsRequest| {
-            let tenant = tenant.clone();
-            async move {
-                check_items(message.items.len())?;
-                let (references, orders): (Vec<_>, Vec<_>) =
-                    message.items.into_iter().map(|item| (item.reference.clone(), append_order(item))).unzip();
-                let appended = feedser.append(&tenant, orders, now()).await;
-                let results = references.into_iter().zip(appended).map(append_result).collect();
-                Ok(pb::AppendEventsResponse { results })
-            }
-        });
+        let answers = self.pipelined(
+            request.into_inner(),
+            move |feedser, message: pb::AppendEventsRequest| {
+                let tenant = tenant.clone();
+                async move {
+                    check_items(message.items.len())?;
+                    let (references, orders): (Vec<_>, Vec<_>) = message
+                        .items
+                        .into_iter()
+                        .map(|item| (item.reference.clone(), append_order(item)))
+                        .unzip();
+                    let appended = feedser.append(&tenant, orders, now()).await;
+                    let results = references.into_iter().zip(appended).map(append_result).collect();
+                    Ok(pb::AppendEventsResponse { results })
+                }
+            },
+        );
         Ok(Response::new(answers))
     }
 
@@ -104,7 +112,9 @@ impl FeedserService for FeedserApi {
         let tenant = Caller::of(&request)?.tenant()?.clone();
         let order = attach_order(request.into_inner())?;
         let attached = self.feedser.attach(&tenant, vec![Ok(order)], now()).await.pop();
-        Ok(Response::new(attach_response(attached.unwrap_or(Err(Error::Cancelled))?)))
+        Ok(Response::new(attach_response(
+            attached.unwrap_or(Err(Error::Cancelled))?,
+        )))
     }
 
     async fn attach_provenance_batch(
@@ -113,20 +123,23 @@ impl FeedserService for FeedserApi {
     ) -> Result<Response<Self::AttachProvenanceBatchStream>, Status> {
         let tenant = Caller::of(&request)?.tenant()?.clone();
         let messages = request.into_inner();
-        let answers = self.pipelined(messages, move |feedser, message: pb::AttachProvenanceBatchRequest| {
-            let tenant = tenant.clone();
-            async move {
-                check_items(message.items.len())?;
-                let (references, orders): (Vec<_>, Vec<_>) = message
-                    .items
-                    .into_iter()
-                    .map(|item| (item.reference, attach_order(item.request.unwrap_or_default())))
-                    .unzip();
-                let attached = feedser.attach(&tenant, orders, now()).await;
-                let results = references.into_iter().zip(attached).map(attach_result).collect();
-                Ok(pb::AttachProvenanceBatchResponse { results })
-            }
-        });
+        let answers = self.pipelined(
+            messages,
+            move |feedser, message: pb::AttachProvenanceBatchRequest| {
+                let tenant = tenant.clone();
+                async move {
+                    check_items(message.items.len())?;
+                    let (references, orders): (Vec<_>, Vec<_>) = message
+                        .items
+                        .into_iter()
+                        .map(|item| (item.reference, attach_order(item.request.unwrap_or_default())))
+                        .unzip();
+                    let attached = feedser.attach(&tenant, orders, now()).await;
+                    let results = references.into_iter().zip(attached).map(attach_result).collect();
+                    Ok(pb::AttachProvenanceBatchResponse { results })
+                }
+            },
+        );
         Ok(Response::new(answers))
     }
 
@@ -135,8 +148,13 @@ impl FeedserService for FeedserApi {
         request: Request<pb::GetEventRequest>,
     ) -> Result<Response<pb::GetEventResponse>, Status> {
         let tenant = Caller::of(&request)?.tenant()?.clone();
-        let record = self.feedser.event(&tenant, &request.into_inner().event_id).await?;
-        Ok(Response::new(pb::GetEventResponse { event: Some(stored_event(record)) }))
+        let record = self
+            .feedser
+            .event(&tenant, &request.into_inner().event_id)
+            .await?;
+        Ok(Response::new(pb::GetEventResponse {
+            event: Some(stored_event(record)),
+        }))
     }
 
     async fn list_events(
@@ -154,11 +172,21 @@ impl FeedserService for FeedserApi {
             pb::ProvenFilter::Proven => Some(true),
             pb::ProvenFilter::Unproven => Some(false),
         };
-        let filter = Filter { kinds: kinds(&request.kinds)?, subject, proven };
+        let filter = Filter {
+            kinds: kinds(&request.kinds)?,
+            subject,
+            proven,
+        };
         let size = request.page_size as usize;
-        let (records, next) = self.feedser.events(&tenant, filter, size, &request.page_token).await?;
+        let (records, next) = self
+            .feedser
+            .events(&tenant, filter, size, &request.page_token)
+            .await?;
         let events = records.into_iter().map(stored_event).collect();
-        Ok(Response::new(pb::ListEventsResponse { events, next_page_token: next.unwrap_or_default() }))
+        Ok(Response::new(pb::ListEventsResponse {
+            events,
+            next_page_token: next.unwrap_or_default(),
+        }))
     }
 
     async fn list_unproven(
@@ -168,14 +196,20 @@ impl FeedserService for FeedserApi {
         let tenant = Caller::of(&request)?.tenant()?.clone();
         let request = request.into_inner();
         let kinds = kinds(&request.kinds)?;
-        let left = if request.limit == 0 { u64::MAX } else { request.limit };
+        let left = if request.limit == 0 {
+            u64::MAX
+        } else {
+            request.limit
+        };
         // The first page is read before the answer begins, so that a bad cursor refuses the call itself.
         let first = unproven_page(&self.feedser, &tenant, &kinds, &request.cursor, left).await?;
         let feedser = Arc::clone(&self.feedser);
         let pages = stream::try_unfold((first, left), move |(page, left)| {
             let (feedser, tenant, kinds) = (Arc::clone(&feedser), tenant.clone(), kinds.clone());
             async move {
-                let Some(last) = page.events.last() else { return Ok(None) };
+                let Some(last) = page.events.last() else {
+                    return Ok(None);
+                };
                 let left = left - page.events.len() as u64;
                 let next = match left {
                     0 => pb::ListUnprovenResponse::default(),
@@ -192,7 +226,10 @@ impl FeedserService for FeedserApi {
         request: Request<pb::CountUnprovenRequest>,
     ) -> Result<Response<pb::CountUnprovenResponse>, Status> {
         let tenant = Caller::of(&request)?.tenant()?.clone();
-        let counts = self.feedser.counts(&tenant, &kinds(&request.into_inner().kinds)?).await?;
+        let counts = self
+            .feedser
+            .counts(&tenant, &kinds(&request.into_inner().kinds)?)
+            .await?;
         let total = counts.iter().map(|count| count.unproven).sum();
         let counts = counts.into_iter().map(kind_count).collect();
         Ok(Response::new(pb::CountUnprovenResponse { counts, total }))
@@ -203,7 +240,13 @@ impl FeedserService for FeedserApi {
         request: Request<pb::ComplianceGapRequest>,
     ) -> Result<Response<pb::ComplianceGapResponse>, Status> {
         let tenant = Caller::of(&request)?.tenant()?.clone();
-        let counts = self.feedser.gap(&tenant).await?.into_iter().map(kind_count).collect();
+        let counts = self
+            .feedser
+            .gap(&tenant)
+            .await?
+            .into_iter()
+            .map(kind_count)
+            .collect();
         Ok(Response::new(pb::ComplianceGapResponse { counts }))
     }
 
@@ -214,11 +257,17 @@ impl FeedserService for FeedserApi {
         let tenant = Caller::of(&request)?.tenant()?.clone();
         let request = request.into_inner();
         let subject = digest(&request.subject_digest, "subject_digest")?;
-        let file = Bytes::from(self.feedser.slice(&tenant, subject, kinds(&request.kinds)?).await?);
+        let file = Bytes::from(
+            self.feedser
+                .slice(&tenant, subject, kinds(&request.kinds)?)
+                .await?,
+        );
         let starts = (0..file.len()).step_by(CHUNK);
         let chunks = starts.map(move |start| {
             let end = file.len().min(start + CHUNK);
-            Ok(pb::ReplaySliceResponse { chunk: file.slice(start..end) })
+            Ok(pb::ReplaySliceResponse {
+                chunk: file.slice(start..end),
+            })
         });
         Ok(Response::new(Box::pin(stream::iter(chunks))))
     }
@@ -230,7 +279,10 @@ impl FeedserService for FeedserApi {
         let tenant = Caller::of(&request)?.tenant()?.clone();
         let (info, existed) = self.feedser.put(&tenant, request.into_inner().evidence).await?;
         let envelope_digest = info.received.to_string();
-        Ok(Response::new(pb::PutAttestationResponse { envelope_digest, existed }))
+        Ok(Response::new(pb::PutAttestationResponse {
+            envelope_digest,
+            existed,
+        }))
     }
 
     async fn get_attestation(
@@ -251,13 +303,21 @@ impl FeedserService for FeedserApi {
         let tenant = Caller::of(&request)?.tenant()?.clone();
         let texts = request.into_inner().subject_digests;
         check_items(texts.len())?;
-        let subjects = texts.iter().map(|text| digest(text, "subject_digests")).collect::<Result<_, _>>()?;
+        let subjects = texts
+            .iter()
+            .map(|text| digest(text, "subject_digests"))
+            .collect::<Result<_, _>>()?;
         let found = self.feedser.find(&tenant, subjects).await?;
-        let found = texts.into_iter().zip(found).map(|(subject_digest, of_subject)| pb::FoundAttestations {
-            subject_digest,
-            attestations: of_subject.iter().map(attestation_info).collect(),
-        });
-        Ok(Response::new(pb::FindAttestationsResponse { found: found.collect() }))
+        let found = texts
+            .into_iter()
+            .zip(found)
+            .map(|(subject_digest, of_subject)| pb::FoundAttestations {
+                subject_digest,
+                attestations: of_subject.iter().map(attestation_info).collect(),
+            });
+        Ok(Response::new(pb::FindAttestationsResponse {
+            found: found.collect(),
+        }))
     }
 }
 
@@ -269,21 +329,37 @@ pub(crate) fn now() -> Timestamp {
 
 fn check_items(found: usize) -> Result<(), Error> {
     if found > MAX_ITEMS {
-        return Err(Error::TooManyItems { field: "items", found, max: MAX_ITEMS });
+        return Err(Error::TooManyItems {
+            field: "items",
+            found,
+            max: MAX_ITEMS,
+        });
     }
     Ok(())
 }
 
 fn digest(text: &str, field: &str) -> Result<Digest, Error> {
-    text.parse().map_err(|source| Error::BadDigest { field: field.to_owned(), source })
+    text.parse().map_err(|source| Error::BadDigest {
+        field: field.to_owned(),
+        source,
+    })
 }
 
 fn chain(texts: &[String]) -> Result<Vec<Digest>, Error> {
-    texts.iter().enumerate().map(|(index, text)| digest(text, &format!("chain[{index}]"))).collect()
+    texts
+        .iter()
+        .enumerate()
+        .map(|(index, text)| digest(text, &format!("chain[{index}]")))
+        .collect()
 }
 
 fn kinds(texts: &[String]) -> Result<Vec<Kind>, Error> {
-    let kind = |text: &String| text.parse().map_err(|_| Error::BadKind { field: "kinds", kind: text.clone() });
+    let kind = |text: &String| {
+        text.parse().map_err(|_| Error::BadKind {
+            field: "kinds",
+            kind: text.clone(),
+        })
+    };
     texts.iter().map(kind).collect()
 }
 
@@ -294,18 +370,33 @@ fn append_order(item: pb::AppendEventsItem) -> Result<AppendOrder, Error> {
         (false, "") => Some(Evidence::Given(item.evidence)),
         (false, _) => return Err(Error::EvidenceAmbiguous),
     };
-    Ok(AppendOrder { event: item.event, evidence, chain: chain(&item.chain)? })
+    Ok(AppendOrder {
+        event: item.event,
+        evidence,
+        chain: chain(&item.chain)?,
+    })
 }
 
 fn append_result((reference, result): (String, Result<Appended, Error>)) -> pb::AppendEventsResult {
     use pb::append_events_result::Outcome;
     let outcome = match result {
-        Ok(Appended { event_id, rev, proven, existed }) => {
-            Outcome::Appended(pb::AppendedEvent { event_id, rev, proven, existed })
-        }
+        Ok(Appended {
+            event_id,
+            rev,
+            proven,
+            existed,
+        }) => Outcome::Appended(pb::AppendedEvent {
+            event_id,
+            rev,
+            proven,
+            existed,
+        }),
         Err(error) => Outcome::Error(error.to_item()),
     };
-    pb::AppendEventsResult { reference, outcome: Some(outcome) }
+    pb::AppendEventsResult {
+        reference,
+        outcome: Some(outcome),
+    }
 }
 
 fn attach_order(request: pb::AttachProvenanceRequest) -> Result<AttachOrder, Error> {
@@ -316,7 +407,11 @@ fn attach_order(request: pb::AttachProvenanceRequest) -> Result<AttachOrder, Err
     };
     let job = Some(request.job).filter(|job| !job.is_empty());
     let chain = chain(&request.chain)?;
-    Ok(AttachOrder { supersede, job, ..AttachOrder::new(request.event_id, evidence, chain) })
+    Ok(AttachOrder {
+        supersede,
+        job,
+        ..AttachOrder::new(request.event_id, evidence, chain)
+    })
 }
 
 fn attach_response(attached: Attached) -> pb::AttachProvenanceResponse {
@@ -338,7 +433,10 @@ fn attach_result((reference, result): (String, Result<Attached, Error>)) -> pb::
         Ok(attached) => Outcome::Attached(attach_response(attached)),
         Err(error) => Outcome::Error(error.to_item()),
     };
-    pb::AttachProvenanceBatchResult { reference, outcome: Some(outcome) }
+    pb::AttachProvenanceBatchResult {
+        reference,
+        outcome: Some(outcome),
+    }
 }
 
 fn stored_event(record: Record) -> pb::StoredEvent {
@@ -366,11 +464,17 @@ async fn unproven_page(
         ts: found.event.ts,
         cursor: found.cursor,
     });
-    Ok(pb::ListUnprovenResponse { events: events.collect() })
+    Ok(pb::ListUnprovenResponse {
+        events: events.collect(),
+    })
 }
 
 fn kind_count(count: KindCount) -> pb::KindCount {
-    pb::KindCount { kind: count.kind.to_string(), unproven: count.unproven, events: count.events }
+    pb::KindCount {
+        kind: count.kind.to_string(),
+        unproven: count.unproven,
+        events: count.events,
+    }
 }
 
 fn attestation_info(info: &AttestationInfo) -> pb::AttestationInfo {

@@ -93,9 +93,15 @@ impl Feedser {
         for (number, parsed) in waiting {
             results[number] = Some(Err(Error::WriteConflict(parsed.event.id().to_owned())));
         }
-        let appended = results.iter().filter(|result| matches!(result, Some(Ok(done)) if !done.existed)).count();
+        let appended = results
+            .iter()
+            .filter(|result| matches!(result, Some(Ok(done)) if !done.existed))
+            .count();
         metrics::counter!("feedser_events_appended_total").increment(appended as u64);
-        results.into_iter().map(|result| result.unwrap_or(Err(Error::Cancelled))).collect()
+        results
+            .into_iter()
+            .map(|result| result.unwrap_or(Err(Error::Cancelled)))
+            .collect()
     }
 
     async fn parse(
@@ -106,7 +112,10 @@ impl Feedser {
         let number = orders.len();
         let (tenant, max) = (tenant.clone(), self.limits.max_evidence_bytes.get());
         let parsed = blocking(move || {
-            orders.into_iter().map(|order| parse(order?, &tenant, max)).collect::<Vec<_>>()
+            orders
+                .into_iter()
+                .map(|order| parse(order?, &tenant, max))
+                .collect::<Vec<_>>()
         });
         match parsed.await {
             Ok(parsed) => parsed,
@@ -197,7 +206,12 @@ impl Feedser {
                 Inserted::New => {
                     let proven = parsed.evidence.is_some();
                     let event_id = parsed.event.id().to_owned();
-                    results[number] = Some(Ok(Appended { event_id, rev: 1, proven, existed: false }));
+                    results[number] = Some(Ok(Appended {
+                        event_id,
+                        rev: 1,
+                        proven,
+                        existed: false,
+                    }));
                 }
                 Inserted::IdTaken => {
                     results[number] = Some(Err(Error::EventIdTaken(parsed.event.id().to_owned())));
@@ -219,7 +233,12 @@ impl Feedser {
                     for (number, record) in numbers.into_iter().zip(records) {
                         let (event_id, rev) = (record.id.clone(), record.rev);
                         let proven = record.proof().is_ok();
-                        results[number] = Some(Ok(Appended { event_id, rev, proven, existed: true }));
+                        results[number] = Some(Ok(Appended {
+                            event_id,
+                            rev,
+                            proven,
+                            existed: true,
+                        }));
                     }
                 }
                 Err(error) => {
@@ -230,7 +249,9 @@ impl Feedser {
             }
         }
         let (numbers, orders): (Vec<usize>, Vec<_>) = to_attach.into_iter().unzip();
-        let attached = self.attach(tenant, orders.into_iter().map(Ok).collect(), now).await;
+        let attached = self
+            .attach(tenant, orders.into_iter().map(Ok).collect(), now)
+            .await;
         for (number, attached) in numbers.into_iter().zip(attached) {
             results[number] = Some(attached.map(|done| Appended {
                 event_id: done.event_id,
@@ -245,7 +266,10 @@ impl Feedser {
 
 fn parse(order: AppendOrder, tenant: &Tenant, max_evidence: usize) -> Result<Parsed, Error> {
     if order.event.len() > MAX_EVENT_BYTES {
-        return Err(Error::EventTooLarge { found: order.event.len(), max: MAX_EVENT_BYTES });
+        return Err(Error::EventTooLarge {
+            found: order.event.len(),
+            max: MAX_EVENT_BYTES,
+        });
     }
     if order.evidence.is_none() && !order.chain.is_empty() {
         return Err(Error::ChainWithoutEvidence);
@@ -261,7 +285,12 @@ fn parse(order: AppendOrder, tenant: &Tenant, max_evidence: usize) -> Result<Par
         Some(Evidence::Stored(digest)) => Some(Source::Stored(digest)),
         Some(Evidence::Given(bytes)) => Some(Source::Given(Arc::new(read_evidence(bytes, max_evidence)?))),
     };
-    Ok(Parsed { event, doc, evidence, chain: order.chain })
+    Ok(Parsed {
+        event,
+        doc,
+        evidence,
+        chain: order.chain,
+    })
 }
 
 /// The digests to look up for an order.
@@ -271,15 +300,27 @@ fn wanted(parsed: &Parsed) -> impl Iterator<Item = Digest> {
 }
 
 fn order(parsed: &Parsed, attestations: &HashMap<Digest, Arc<Attestation>>) -> Result<Option<Order>, Error> {
-    let Some(source) = &parsed.evidence else { return Ok(None) };
+    let Some(source) = &parsed.evidence else {
+        return Ok(None);
+    };
     let (evidence, chain) = resolve(source, &parsed.chain, attestations)?;
-    Ok(Some(Order { event: parsed.event.clone(), evidence, chain, superseded: None, job: None }))
+    Ok(Some(Order {
+        event: parsed.event.clone(),
+        evidence,
+        chain,
+        superseded: None,
+        job: None,
+    }))
 }
 
 /// No chain is longer than we follow.
 pub(crate) fn check_chain(chain: &[Digest]) -> Result<(), Error> {
     if chain.len() > MAX_CHAIN {
-        return Err(Error::TooManyItems { field: "chain", found: chain.len(), max: MAX_CHAIN });
+        return Err(Error::TooManyItems {
+            field: "chain",
+            found: chain.len(),
+            max: MAX_CHAIN,
+        });
     }
     Ok(())
 }
@@ -299,12 +340,18 @@ pub(crate) fn resolve(
     let mut links = Vec::with_capacity(chain.len());
     let mut bytes = evidence.evidence.len();
     for (index, digest) in chain.iter().enumerate() {
-        let link = attestations.get(digest).ok_or(Error::ChainMissing { index, digest: *digest })?;
+        let link = attestations.get(digest).ok_or(Error::ChainMissing {
+            index,
+            digest: *digest,
+        })?;
         bytes += link.evidence.len();
         links.push(Arc::clone(link));
     }
     if bytes > MAX_EVIDENCE_WITH_CHAIN {
-        return Err(Error::EvidenceTooLarge { found: bytes, max: MAX_EVIDENCE_WITH_CHAIN });
+        return Err(Error::EvidenceTooLarge {
+            found: bytes,
+            max: MAX_EVIDENCE_WITH_CHAIN,
+        });
     }
     Ok((Arc::clone(evidence), links))
 }

@@ -66,7 +66,14 @@ pub struct AttachOrder {
 impl AttachOrder {
     /// An order to attach to an unproven event, outside any backfill.
     pub fn new(event_id: String, evidence: Source, chain: Vec<Digest>) -> Self {
-        Self { event_id, evidence, chain, supersede: None, job: None, claims: None }
+        Self {
+            event_id,
+            evidence,
+            chain,
+            supersede: None,
+            job: None,
+            claims: None,
+        }
     }
 }
 
@@ -122,9 +129,15 @@ impl Feedser {
         for (number, order) in waiting {
             results[number] = Some(Err(Error::WriteConflict(order.event_id)));
         }
-        let attached = results.iter().filter(|result| matches!(result, Some(Ok(done)) if !done.already)).count();
+        let attached = results
+            .iter()
+            .filter(|result| matches!(result, Some(Ok(done)) if !done.already))
+            .count();
         metrics::counter!("feedser_proofs_attached_total").increment(attached as u64);
-        results.into_iter().map(|result| result.unwrap_or(Err(Error::Cancelled))).collect()
+        results
+            .into_iter()
+            .map(|result| result.unwrap_or(Err(Error::Cancelled)))
+            .collect()
     }
 
     /// One round; returns the items that have to be tried again.
@@ -223,14 +236,20 @@ impl Feedser {
 fn check(order: &AttachOrder) -> Result<(), Error> {
     check_chain(&order.chain)?;
     if order.job.as_ref().is_some_and(|job| job.len() > MAX_JOB) {
-        return Err(Error::BadValue { field: "job", rule: "is too long" });
+        return Err(Error::BadValue {
+            field: "job",
+            rule: "is too long",
+        });
     }
     Ok(())
 }
 
 /// The digests to look up for an order.
 fn wanted(order: &AttachOrder) -> impl Iterator<Item = Digest> {
-    [order.evidence.digest()].into_iter().chain(order.supersede).chain(order.chain.iter().copied())
+    [order.evidence.digest()]
+        .into_iter()
+        .chain(order.supersede)
+        .chain(order.chain.iter().copied())
 }
 
 fn plan(
@@ -249,7 +268,10 @@ fn plan(
         Err(NotProven::Receipt(ReceiptError::NoProvenance)) if order.supersede.is_none() => None,
         Err(NotProven::Receipt(ReceiptError::NoProvenance)) => return Err(Error::SupersedeMismatch),
         Err(NotProven::Receipt(source)) => {
-            return Err(Error::NoReceipt { id: order.event_id.clone(), source });
+            return Err(Error::NoReceipt {
+                id: order.event_id.clone(),
+                source,
+            });
         }
         Ok(receipt) => {
             let (Some(provenance), Some(trust)) = (event.provenance(), event.trust()) else {
@@ -260,25 +282,47 @@ fn plan(
             };
             if is_attached(&evidence) {
                 hold_claims(order, provenance)?;
-                return Ok(Plan::Done(attached(&order.event_id, record.rev, true, provenance)));
+                return Ok(Plan::Done(attached(
+                    &order.event_id,
+                    record.rev,
+                    true,
+                    provenance,
+                )));
             }
             match order.supersede {
                 None => return Err(Error::EnvelopeConflict(receipt.envelope_digest.to_string())),
                 Some(named) => {
                     let is_named = named == receipt.envelope_digest
-                        || attestations.get(&named).is_some_and(|attestation| is_attached(attestation));
+                        || attestations
+                            .get(&named)
+                            .is_some_and(|attestation| is_attached(attestation));
                     if !is_named {
                         return Err(Error::SupersedeMismatch);
                     }
                 }
             }
-            Some(Superseded { provenance: provenance.clone(), trust: trust.clone() })
+            Some(Superseded {
+                provenance: provenance.clone(),
+                trust: trust.clone(),
+            })
         }
     };
-    let guard = Guard { rev: record.rev, subject: event.subject_digest() };
+    let guard = Guard {
+        rev: record.rev,
+        subject: event.subject_digest(),
+    };
     let event = at_revision(event, tenant.as_str(), record.rev + 1).ok_or_else(altered)?;
     let job = order.job.clone().map(|job| (job, now));
-    Ok(Plan::Seal(Box::new(Order { event, evidence, chain, superseded, job }), guard))
+    Ok(Plan::Seal(
+        Box::new(Order {
+            event,
+            evidence,
+            chain,
+            superseded,
+            job,
+        }),
+        guard,
+    ))
 }
 
 fn hold_claims(order: &AttachOrder, provenance: &Value) -> Result<(), Error> {
@@ -294,7 +338,10 @@ fn attached(event_id: &str, rev: u64, already: bool, provenance: &Value) -> Atta
         rev,
         already,
         job: provenance["attachedBy"]["job"].as_str().map(str::to_owned),
-        envelope_digest: provenance["dsse"]["envelopeDigest"].as_str().unwrap_or_default().to_owned(),
+        envelope_digest: provenance["dsse"]["envelopeDigest"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned(),
     }
 }
 

@@ -59,12 +59,32 @@ impl Feedser {
         let rows = match page_size {
             0 => DEFAULT_PAGE,
             size if size <= MAX_PAGE => size,
-            _ => return Err(Error::BadValue { field: "page_size", rule: "must be at most 1000" }),
+            _ => {
+                return Err(Error::BadValue {
+                    field: "page_size",
+                    rule: "must be at most 1000",
+                });
+            }
         };
         let question = question(tenant, &filter);
         let after = question.position(page_token, "page_token")?;
-        let page = self.store.page(tenant.as_str(), filter, after, PageLimit { rows, bytes: PAGE_BYTES }).await?;
-        let next = page.events.last().filter(|_| page.more).map(|event| question.token(event.position));
+        let page = self
+            .store
+            .page(
+                tenant.as_str(),
+                filter,
+                after,
+                PageLimit {
+                    rows,
+                    bytes: PAGE_BYTES,
+                },
+            )
+            .await?;
+        let next = page
+            .events
+            .last()
+            .filter(|_| page.more)
+            .map(|event| question.token(event.position));
         Ok((self.read(tenant, page.events).await?, next))
     }
 
@@ -78,8 +98,14 @@ impl Feedser {
     ) -> Result<Vec<UnprovenEvent>, Error> {
         let question = Question::new(&["unproven", tenant.as_str()]);
         let after = question.position(cursor, "cursor")?;
-        let found = self.store.unproven(tenant.as_str(), kinds.to_vec(), after, rows).await?;
-        let with_cursor = |event: Unproven| UnprovenEvent { cursor: question.token(event.position), event };
+        let found = self
+            .store
+            .unproven(tenant.as_str(), kinds.to_vec(), after, rows)
+            .await?;
+        let with_cursor = |event: Unproven| UnprovenEvent {
+            cursor: question.token(event.position),
+            event,
+        };
         Ok(found.into_iter().map(with_cursor).collect())
     }
 
@@ -113,27 +139,38 @@ impl Feedser {
         }
         let evidence: usize = found.values().map(|attestation| attestation.evidence.len()).sum();
         if evidence > max_bytes {
-            return Err(Error::SliceTooLarge { max: max_bytes, unit: "bytes" });
+            return Err(Error::SliceTooLarge {
+                max: max_bytes,
+                unit: "bytes",
+            });
         }
         let tenant_name = tenant.clone();
         let draft = blocking(move || {
             let events: Vec<_> = records.iter().filter_map(|record| record.event()).collect();
             let checkpoint = newest_checkpoint(&events);
             let values: Vec<_> = events.iter().map(|event| event.value().clone()).collect();
-            let evidence: Vec<(Digest, &[u8])> =
-                digests.iter().map(|digest| (*digest, &found[digest].evidence[..])).collect();
+            let evidence: Vec<(Digest, &[u8])> = digests
+                .iter()
+                .map(|digest| (*digest, &found[digest].evidence[..]))
+                .collect();
             let query = query(&tenant_name, &subject, &kinds);
             slice::build(&query, &values, &evidence, checkpoint)
         })
         .await?;
-        let envelope = self.signer.sign_manifest(tenant, draft.statement().to_vec()).await?;
+        let envelope = self
+            .signer
+            .sign_manifest(tenant, draft.statement().to_vec())
+            .await?;
         let envelope = Envelope::parse(&envelope).map_err(|_| Error::ManifestInvalid)?;
         if envelope.payload != draft.statement() {
             return Err(Error::ManifestInvalid);
         }
         let file = blocking(move || draft.finish(&envelope)).await?;
         if file.len() > max_bytes {
-            return Err(Error::SliceTooLarge { max: max_bytes, unit: "bytes" });
+            return Err(Error::SliceTooLarge {
+                max: max_bytes,
+                unit: "bytes",
+            });
         }
         Ok(file)
     }
@@ -144,22 +181,41 @@ impl Feedser {
         subject: Digest,
         kinds: &[Kind],
     ) -> Result<Vec<Record>, Error> {
-        let filter = Filter { kinds: kinds.to_vec(), subject: Some(subject), proven: None };
-        let (max_events, max_bytes) = (self.limits.max_slice_events.get(), self.limits.max_slice_bytes.get());
+        let filter = Filter {
+            kinds: kinds.to_vec(),
+            subject: Some(subject),
+            proven: None,
+        };
+        let (max_events, max_bytes) = (
+            self.limits.max_slice_events.get(),
+            self.limits.max_slice_bytes.get(),
+        );
         let mut after = Position::default();
         let mut records: Vec<Record> = Vec::new();
         let mut bytes = 0;
         loop {
-            let limit = PageLimit { rows: MAX_PAGE, bytes: PAGE_BYTES };
-            let page = self.store.page(tenant.as_str(), filter.clone(), after, limit).await?;
+            let limit = PageLimit {
+                rows: MAX_PAGE,
+                bytes: PAGE_BYTES,
+            };
+            let page = self
+                .store
+                .page(tenant.as_str(), filter.clone(), after, limit)
+                .await?;
             after = page.events.last().map_or(after, |event| event.position);
             bytes += page.events.iter().map(|event| event.doc.len()).sum::<usize>();
             records.extend(self.read(tenant, page.events).await?);
             if records.len() > max_events {
-                return Err(Error::SliceTooLarge { max: max_events, unit: "events" });
+                return Err(Error::SliceTooLarge {
+                    max: max_events,
+                    unit: "events",
+                });
             }
             if bytes > max_bytes {
-                return Err(Error::SliceTooLarge { max: max_bytes, unit: "bytes" });
+                return Err(Error::SliceTooLarge {
+                    max: max_bytes,
+                    unit: "bytes",
+                });
             }
             if !page.more {
                 break;
@@ -177,7 +233,10 @@ fn question(tenant: &Tenant, filter: &Filter) -> Question {
     let mut kinds: Vec<String> = filter.kinds.iter().map(Kind::to_string).collect();
     kinds.sort_unstable();
     kinds.dedup();
-    let subject = filter.subject.map(|subject| subject.to_string()).unwrap_or_default();
+    let subject = filter
+        .subject
+        .map(|subject| subject.to_string())
+        .unwrap_or_default();
     let proven = filter.proven.map(|proven| proven.to_string()).unwrap_or_default();
     Question::new(&["events", tenant.as_str(), &kinds.join(","), &subject, &proven])
 }
@@ -195,7 +254,8 @@ fn newest_checkpoint<'a>(events: &[&'a Event]) -> Option<&'a str> {
     let mut newest = None;
     for event in events {
         let rekor = event.provenance().map(|block| &block["dsse"]["rekor"]);
-        let place = rekor.and_then(|rekor| Some((rekor["treeSize"].as_u64()?, rekor["checkpoint"].as_str()?)));
+        let place =
+            rekor.and_then(|rekor| Some((rekor["treeSize"].as_u64()?, rekor["checkpoint"].as_str()?)));
         newest = newest.max(place);
     }
     newest.map(|(_, note)| note)

@@ -45,7 +45,12 @@ impl Claims {
         }
         let dsse = match body.get_mut("dsse").map(Value::take) {
             Some(dsse @ Value::Object(_)) => dsse,
-            _ => return Err(Error::BadValue { field: "dsse", rule: "must be an object" }),
+            _ => {
+                return Err(Error::BadValue {
+                    field: "dsse",
+                    rule: "must be an object",
+                });
+            }
         };
         let envelope_digest = digest(&dsse["envelopeDigest"], "dsse.envelopeDigest".to_owned())?;
         let mut chain = Vec::new();
@@ -56,9 +61,18 @@ impl Claims {
                     chain.push(digest(&link["digest"], format!("dsse.chain[{index}].digest"))?);
                 }
             }
-            Some(_) => return Err(Error::BadValue { field: "dsse.chain", rule: "must be an array" }),
+            Some(_) => {
+                return Err(Error::BadValue {
+                    field: "dsse.chain",
+                    rule: "must be an array",
+                });
+            }
         }
-        Ok(Self { dsse, envelope_digest, chain })
+        Ok(Self {
+            dsse,
+            envelope_digest,
+            chain,
+        })
     }
 
     /// Compares with what was verified.
@@ -67,7 +81,10 @@ impl Claims {
     /// `CLAIM_MISMATCH` names the first member that differs.
     pub(crate) fn hold(&self, verified: &Value) -> Result<(), Error> {
         for path in COMPARED {
-            let member = |value: &Value| path.iter().try_fold(value.clone(), |value, name| value.get(*name).cloned());
+            let member = |value: &Value| {
+                path.iter()
+                    .try_fold(value.clone(), |value, name| value.get(*name).cloned())
+            };
             if let Some(claimed) = member(&self.dsse) {
                 let verified = member(verified).unwrap_or(Value::Null);
                 if claimed != verified {
@@ -88,12 +105,20 @@ impl Claims {
 }
 
 fn digest(value: &Value, field: String) -> Result<Digest, Error> {
-    value.as_str().unwrap_or_default().parse().map_err(|source| Error::BadDigest { field, source })
+    value
+        .as_str()
+        .unwrap_or_default()
+        .parse()
+        .map_err(|source| Error::BadDigest { field, source })
 }
 
 fn mismatch(field: String, claimed: &Value, verified: &Value) -> Error {
     let short = |value: &Value| value.to_string().chars().take(200).collect();
-    Error::ClaimMismatch { field: format!("dsse.{field}"), claimed: short(claimed), verified: short(verified) }
+    Error::ClaimMismatch {
+        field: format!("dsse.{field}"),
+        claimed: short(claimed),
+        verified: short(verified),
+    }
 }
 
 #[cfg(test)]
@@ -127,15 +152,43 @@ mod tests {
         let refused = |reason: &str| Err(reason.to_owned());
         assert_eq!(read(body()), Ok(()));
         for (case, body, want) in [
-            ("not verified", set(body(), "/trust/verified", json!(false)), refused("CLAIM_NOT_VERIFIED")),
-            ("verified as text", set(body(), "/trust/verified", json!("true")), refused("CLAIM_NOT_VERIFIED")),
-            ("no trust", set(body(), "/trust", Value::Null), refused("CLAIM_NOT_VERIFIED")),
+            (
+                "not verified",
+                set(body(), "/trust/verified", json!(false)),
+                refused("CLAIM_NOT_VERIFIED"),
+            ),
+            (
+                "verified as text",
+                set(body(), "/trust/verified", json!("true")),
+                refused("CLAIM_NOT_VERIFIED"),
+            ),
+            (
+                "no trust",
+                set(body(), "/trust", Value::Null),
+                refused("CLAIM_NOT_VERIFIED"),
+            ),
             ("no object", json!([1]), refused("CLAIM_NOT_VERIFIED")),
             ("no dsse", set(body(), "/dsse", json!("x")), refused("BAD_VALUE")),
-            ("bare hex", set(body(), "/dsse/envelopeDigest", json!("ab".repeat(32))), refused("BAD_DIGEST")),
-            ("no digest", set(body(), "/dsse/envelopeDigest", json!(7)), refused("BAD_DIGEST")),
-            ("chain of texts", set(body(), "/dsse/chain", json!(["x"])), refused("BAD_DIGEST")),
-            ("chain is no list", set(body(), "/dsse/chain", json!({})), refused("BAD_VALUE")),
+            (
+                "bare hex",
+                set(body(), "/dsse/envelopeDigest", json!("ab".repeat(32))),
+                refused("BAD_DIGEST"),
+            ),
+            (
+                "no digest",
+                set(body(), "/dsse/envelopeDigest", json!(7)),
+                refused("BAD_DIGEST"),
+            ),
+            (
+                "chain of texts",
+                set(body(), "/dsse/chain", json!(["x"])),
+                refused("BAD_DIGEST"),
+            ),
+            (
+                "chain is no list",
+                set(body(), "/dsse/chain", json!({})),
+                refused("BAD_VALUE"),
+            ),
         ] {
             assert_eq!(read(body), want, "{case}");
         }
@@ -144,21 +197,67 @@ mod tests {
     #[test]
     fn a_claim_holds_only_if_it_says_what_was_verified() {
         let verified = body()["dsse"].take();
-        let held = |body: Value| Claims::read(body).unwrap().hold(&verified).map_err(|error| error.to_string());
+        let held = |body: Value| {
+            Claims::read(body)
+                .unwrap()
+                .hold(&verified)
+                .map_err(|error| error.to_string())
+        };
         assert_eq!(held(body()), Ok(()));
-        assert_eq!(held(json!({"dsse": {"envelopeDigest": verified["envelopeDigest"]}, "trust": {"verified": true}})), Ok(()));
+        assert_eq!(
+            held(
+                json!({"dsse": {"envelopeDigest": verified["envelopeDigest"]}, "trust": {"verified": true}})
+            ),
+            Ok(())
+        );
         assert_eq!(held(set(body(), "/dsse/rekor/mirrorSeq", json!(4))), Ok(()));
         for (pointer, member, want) in [
-            ("/dsse/payloadType", json!("x"), r#"`dsse.payloadType` is claimed to be "x", verified is "application/vnd.in-toto+json""#),
-            ("/dsse/key/keyId", json!("l"), r#"`dsse.key.keyId` is claimed to be "l", verified is "k""#),
-            ("/dsse/key/issuer", Value::Null, r#"`dsse.key.issuer` is claimed to be null, verified is "us""#),
-            ("/dsse/rekor/logIndex", json!(8), "`dsse.rekor.logIndex` is claimed to be 8, verified is 7"),
-            ("/dsse/rekor/logIndex", json!("7"), r#"`dsse.rekor.logIndex` is claimed to be "7", verified is 7"#),
-            ("/dsse/rekor/uuid", json!("ac"), r#"`dsse.rekor.uuid` is claimed to be "ac", verified is "ab""#),
-            ("/dsse/rekor/integratedTime", json!(0), "`dsse.rekor.integratedTime` is claimed to be 0, verified is 9"),
-            ("/dsse/chain/0/type", json!("sbom"), r#"`dsse.chain[0].type` is claimed to be "sbom", verified is "build""#),
+            (
+                "/dsse/payloadType",
+                json!("x"),
+                r#"`dsse.payloadType` is claimed to be "x", verified is "application/vnd.in-toto+json""#,
+            ),
+            (
+                "/dsse/key/keyId",
+                json!("l"),
+                r#"`dsse.key.keyId` is claimed to be "l", verified is "k""#,
+            ),
+            (
+                "/dsse/key/issuer",
+                Value::Null,
+                r#"`dsse.key.issuer` is claimed to be null, verified is "us""#,
+            ),
+            (
+                "/dsse/rekor/logIndex",
+                json!(8),
+                "`dsse.rekor.logIndex` is claimed to be 8, verified is 7",
+            ),
+            (
+                "/dsse/rekor/logIndex",
+                json!("7"),
+                r#"`dsse.rekor.logIndex` is claimed to be "7", verified is 7"#,
+            ),
+            (
+                "/dsse/rekor/uuid",
+                json!("ac"),
+                r#"`dsse.rekor.uuid` is claimed to be "ac", verified is "ab""#,
+            ),
+            (
+                "/dsse/rekor/integratedTime",
+                json!(0),
+                "`dsse.rekor.integratedTime` is claimed to be 0, verified is 9",
+            ),
+            (
+                "/dsse/chain/0/type",
+                json!("sbom"),
+                r#"`dsse.chain[0].type` is claimed to be "sbom", verified is "build""#,
+            ),
         ] {
-            assert_eq!(held(set(body(), pointer, member)), Err(want.to_owned()), "{pointer}");
+            assert_eq!(
+                held(set(body(), pointer, member)),
+                Err(want.to_owned()),
+                "{pointer}"
+            );
         }
     }
 }

@@ -206,18 +206,23 @@ impl Error {
         let at = |code, reason: &str, field: &str| refuse_field(code, reason, field, self.to_string());
         let whole = |code, reason: &str| refuse(code, reason, self.to_string());
         match self {
-            Self::BadDigest { field, source } => {
-                refuse_field(Code::InvalidArgument, "BAD_DIGEST", field, format!("{self}: {source}"))
-            }
+            Self::BadDigest { field, source } => refuse_field(
+                Code::InvalidArgument,
+                "BAD_DIGEST",
+                field,
+                format!("{self}: {source}"),
+            ),
             Self::BadKind { field, .. } => at(Code::InvalidArgument, "BAD_KIND", field),
             Self::BadPageToken { field } => at(Code::InvalidArgument, "BAD_PAGE_TOKEN", field),
             Self::BadValue { field, .. } => at(Code::InvalidArgument, "BAD_VALUE", field),
             Self::TooManyItems { field, .. } => at(Code::InvalidArgument, "TOO_MANY_ITEMS", field),
             Self::EventTooLarge { .. } => at(Code::InvalidArgument, "EVENT_TOO_LARGE", "event"),
             Self::EvidenceTooLarge { .. } => at(Code::InvalidArgument, "EVIDENCE_TOO_LARGE", "evidence"),
-            Self::BadJson(source) => {
-                refuse(Code::InvalidArgument, source.reason(), format!("{self}: {source}"))
-            }
+            Self::BadJson(source) => refuse(
+                Code::InvalidArgument,
+                source.reason(),
+                format!("{self}: {source}"),
+            ),
             Self::BadEvent(source) => at(Code::InvalidArgument, source.reason(), &event_field(source)),
             Self::BadEvidence(source) => at(Code::InvalidArgument, source.reason(), "evidence"),
             Self::PayloadTypeUnknown(_) => at(Code::InvalidArgument, "PAYLOAD_TYPE_UNKNOWN", "evidence"),
@@ -226,10 +231,14 @@ impl Error {
             Self::ChainWithoutEvidence => at(Code::InvalidArgument, "CHAIN_WITHOUT_EVIDENCE", "chain"),
             Self::EventNotFound(_) => at(Code::NotFound, "EVENT_NOT_FOUND", "event_id"),
             Self::AttestationNotFound(_) => at(Code::NotFound, "ATTESTATION_NOT_FOUND", "envelope_digest"),
-            Self::EvidenceNotFound(_) => at(Code::FailedPrecondition, "EVIDENCE_NOT_FOUND", "envelope_digest"),
-            Self::ChainMissing { index, .. } => {
-                at(Code::FailedPrecondition, "CHAIN_MISSING", &format!("chain[{index}]"))
+            Self::EvidenceNotFound(_) => {
+                at(Code::FailedPrecondition, "EVIDENCE_NOT_FOUND", "envelope_digest")
             }
+            Self::ChainMissing { index, .. } => at(
+                Code::FailedPrecondition,
+                "CHAIN_MISSING",
+                &format!("chain[{index}]"),
+            ),
             Self::EventIdTaken(_) => at(Code::AlreadyExists, "EVENT_ID_TAKEN", "event._id"),
             Self::EnvelopeConflict(_) => at(Code::AlreadyExists, "ENVELOPE_CONFLICT", "envelope_digest"),
             Self::SupersedeMismatch => at(Code::FailedPrecondition, "SUPERSEDE_MISMATCH", "supersede"),

@@ -32,20 +32,33 @@ impl Feedser {
         receipt_keys: Vec<VerifyingKey>,
         limits: Limits,
     ) -> Self {
-        Self { store, verifier, signer, receipt_keys: receipt_keys.into(), limits }
+        Self {
+            store,
+            verifier,
+            signer,
+            receipt_keys: receipt_keys.into(),
+            limits,
+        }
     }
 
     /// Judges what the store returned, off the async threads: each receipt is a signature check.
     pub(crate) async fn read(&self, tenant: &Tenant, stored: Vec<StoredEvent>) -> Result<Vec<Record>, Error> {
         let (tenant, keys) = (tenant.clone(), Arc::clone(&self.receipt_keys));
         blocking(move || {
-            stored.into_iter().map(|event| Record::read(event, tenant.as_str(), &keys)).collect()
+            stored
+                .into_iter()
+                .map(|event| Record::read(event, tenant.as_str(), &keys))
+                .collect()
         })
         .await
     }
 }
 
 /// Runs work that takes the CPU for longer than an async thread may.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Cancelled)
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| Error::Cancelled)
 }

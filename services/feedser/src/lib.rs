@@ -51,18 +51,33 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let timeout = config.limits.upstream_timeout();
     let verifier = Verifier::of(shell.upstream("verifier", &config.verifier), timeout);
     let signer = Signer::of(shell.upstream("signer", &config.signer), timeout);
-    let feedser = Arc::new(Feedser::new(Arc::new(store), verifier, signer, receipt_keys, config.limits));
+    let feedser = Arc::new(Feedser::new(
+        Arc::new(store),
+        verifier,
+        signer,
+        receipt_keys,
+        config.limits,
+    ));
     let server = FeedserServiceServer::new(FeedserApi::new(Arc::clone(&feedser)))
         .max_decoding_message_size(shell.max_message_bytes())
         .max_encoding_message_size(usize::MAX);
     let names = &["stella.feedser.v1.FeedserService"];
     let rest = Some(rest::routes(feedser));
-    shell.serve(ServiceSet { grpc: Routes::new(server), names, rest }).await?;
+    shell
+        .serve(ServiceSet {
+            grpc: Routes::new(server),
+            names,
+            rest,
+        })
+        .await?;
     Ok(())
 }
 
 fn receipt_keys(config: &Config) -> anyhow::Result<Vec<VerifyingKey>> {
-    anyhow::ensure!(!config.trust.receipt_keys.is_empty(), "`trust.receipt_keys` names no key");
+    anyhow::ensure!(
+        !config.trust.receipt_keys.is_empty(),
+        "`trust.receipt_keys` names no key"
+    );
     let mut keys = Vec::new();
     for path in &config.trust.receipt_keys {
         let name = || format!("receipt key `{}`", path.display());

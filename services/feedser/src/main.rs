@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [flag, file] = &arguments[..] else { return usage() };
+    let [flag, file] = &arguments[..] else {
+        return usage();
+    };
     if flag != "--config" {
         return usage();
     }

@@ -63,13 +63,25 @@ mod tests {
         for (case, asked, token, want) in [
             ("the same", &question, token.clone(), Some(Position(7))),
             ("none", &question, String::new(), Some(Position(0))),
-            ("another tenant", &Question::new(&["events", "prod", "SBOM"]), token.clone(), None),
-            ("another cut", &Question::new(&["events", "devS", "BOM"]), token.clone(), None),
+            (
+                "another tenant",
+                &Question::new(&["events", "prod", "SBOM"]),
+                token.clone(),
+                None,
+            ),
+            (
+                "another cut",
+                &Question::new(&["events", "devS", "BOM"]),
+                token.clone(),
+                None,
+            ),
             ("cut short", &question, token[1..].to_owned(), None),
             ("longer", &question, format!("{token}AA"), None),
             ("no base64", &question, "?".repeat(22), None),
         ] {
-            let got = asked.position(&token, "page_token").map_err(|error| error.reason());
+            let got = asked
+                .position(&token, "page_token")
+                .map_err(|error| error.reason());
             assert_eq!(got, want.ok_or_else(|| "BAD_PAGE_TOKEN".to_owned()), "{case}");
         }
     }

@@ -60,7 +60,14 @@ impl Record {
             _ => Err(NotProven::Integrity),
         };
         let (position, id, rev) = (stored.position, stored.id.clone(), stored.rev);
-        Self { position, id, rev, stored, event, proof }
+        Self {
+            position,
+            id,
+            rev,
+            stored,
+            event,
+            proof,
+        }
     }
 
     /// The whole document, if it is one.
@@ -85,7 +92,9 @@ impl Record {
 /// The whole document of what is stored; `None` if it is no event.
 fn compose(stored: &StoredEvent, tenant: &str) -> Option<Event> {
     let parse = |text: &str| json::parse(text.as_bytes(), &Limits::default()).ok();
-    let Value::Object(mut document) = parse(&stored.doc)? else { return None };
+    let Value::Object(mut document) = parse(&stored.doc)? else {
+        return None;
+    };
     document.insert("tenant".into(), tenant.into());
     document.insert("rev".into(), stored.rev.into());
     for (name, text) in [("provenance", &stored.provenance), ("trust", &stored.trust)] {
@@ -97,7 +106,9 @@ fn compose(stored: &StoredEvent, tenant: &str) -> Option<Event> {
 }
 
 fn columns_fit(stored: &StoredEvent, event: &Event) -> bool {
-    let log_index = event.provenance().and_then(|block| block["dsse"]["rekor"]["logIndex"].as_u64());
+    let log_index = event
+        .provenance()
+        .and_then(|block| block["dsse"]["rekor"]["logIndex"].as_u64());
     let has_receipt = event.trust().is_some_and(|block| block.get("receipt").is_some());
     stored.id == event.id()
         && stored.kind == Some(event.kind())
@@ -116,13 +127,19 @@ pub(crate) fn at_revision(event: &Event, tenant: &str, rev: u64) -> Option<Event
 
 /// Digests of the envelopes that a proof names: attached, in its chain, and superseded.
 pub(crate) fn named_envelopes(event: &Event) -> Vec<Digest> {
-    let Some(provenance) = event.provenance() else { return Vec::new() };
+    let Some(provenance) = event.provenance() else {
+        return Vec::new();
+    };
     let mut blocks = vec![&provenance["dsse"]];
     let history = provenance["history"].as_array();
     blocks.extend(history.into_iter().flatten().map(|old| &old["dsse"]));
     let mut named = Vec::new();
     for dsse in blocks {
-        let chain = dsse["chain"].as_array().into_iter().flatten().map(|link| &link["digest"]);
+        let chain = dsse["chain"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|link| &link["digest"]);
         for digest in chain.chain([&dsse["envelopeDigest"]]) {
             named.extend(digest.as_str().and_then(|text| text.parse::<Digest>().ok()));
         }

@@ -54,11 +54,21 @@ impl Link {
     fn of(upstream: Upstream, timeout: Duration) -> Self {
         let transport = BoxCloneSyncService::new(upstream.channel().map_err(TransportError::new));
         let max_message_bytes = upstream.max_message_bytes();
-        Self { transport, upstream: Some(upstream), max_message_bytes, timeout }
+        Self {
+            transport,
+            upstream: Some(upstream),
+            max_message_bytes,
+            timeout,
+        }
     }
 
     fn in_process(transport: Transport, timeout: Duration) -> Self {
-        Self { transport, upstream: None, max_message_bytes: 64 << 20, timeout }
+        Self {
+            transport,
+            upstream: None,
+            max_message_bytes: 64 << 20,
+            timeout,
+        }
     }
 
     fn request<T>(&self, tenant: &Tenant, message: T) -> Request<T> {
@@ -172,7 +182,12 @@ impl Signer {
 
     /// Has the manifest of an export signed; returns the envelope.
     pub(crate) async fn sign_manifest(&self, tenant: &Tenant, payload: Vec<u8>) -> Result<Bytes, Error> {
-        let request = self.0.request(tenant, SignManifestRequest { payload: payload.into() });
+        let request = self.0.request(
+            tenant,
+            SignManifestRequest {
+                payload: payload.into(),
+            },
+        );
         let call = async {
             let mut client = SignerServiceClient::new(self.0.transport.clone())
                 .max_decoding_message_size(self.0.max_message_bytes);
@@ -192,7 +207,10 @@ mod tests {
     fn a_batch_is_cut_at_its_items_and_bytes() {
         let item = |evidence: usize| VerifyBatchItem {
             reference: String::new(),
-            request: Some(VerifyRequest { evidence: vec![0; evidence].into(), ..VerifyRequest::default() }),
+            request: Some(VerifyRequest {
+                evidence: vec![0; evidence].into(),
+                ..VerifyRequest::default()
+            }),
         };
         for (case, sizes, want) in [
             ("none", vec![], vec![]),

@@ -35,7 +35,10 @@ impl Feedser {
         let max = self.limits.max_evidence_bytes.get();
         let attestation = blocking(move || read_evidence(evidence, max)).await??;
         let info = attestation.info.clone();
-        let existed = self.store.put_attestations(tenant.as_str(), vec![Arc::new(attestation)]).await?;
+        let existed = self
+            .store
+            .put_attestations(tenant.as_str(), vec![Arc::new(attestation)])
+            .await?;
         metrics::counter!("feedser_attestations_put_total").increment(1);
         Ok((info, existed.first() == Some(&true)))
     }
@@ -43,7 +46,11 @@ impl Feedser {
     /// Returns the attestation of an envelope digest, as received or canonical.
     pub async fn attestation(&self, tenant: &Tenant, digest: Digest) -> Result<Arc<Attestation>, Error> {
         let found = self.store.attestations(tenant.as_str(), vec![digest]).await?;
-        found.into_iter().next().flatten().ok_or(Error::AttestationNotFound(digest))
+        found
+            .into_iter()
+            .next()
+            .flatten()
+            .ok_or(Error::AttestationNotFound(digest))
     }
 
     /// Finds the attestations of each of these subjects, earliest first.
@@ -54,7 +61,11 @@ impl Feedser {
     ) -> Result<Vec<Vec<AttestationInfo>>, Error> {
         if subjects.len() > MAX_SUBJECTS {
             let (field, found) = ("subject_digests", subjects.len());
-            return Err(Error::TooManyItems { field, found, max: MAX_SUBJECTS });
+            return Err(Error::TooManyItems {
+                field,
+                found,
+                max: MAX_SUBJECTS,
+            });
         }
         let mut found = self.store.find(tenant.as_str(), subjects, MAX_FOUND).await?;
         for of_subject in &mut found {
@@ -76,14 +87,19 @@ impl Feedser {
         }
         let found = self.store.attestations(tenant.as_str(), digests.clone()).await?;
         let found = digests.into_iter().zip(found);
-        Ok(found.filter_map(|(digest, attestation)| Some((digest, attestation?))).collect())
+        Ok(found
+            .filter_map(|(digest, attestation)| Some((digest, attestation?)))
+            .collect())
     }
 }
 
 /// Parses evidence as far as the repository indexes it.
 pub(crate) fn read_evidence(evidence: Bytes, max: usize) -> Result<Attestation, Error> {
     if evidence.len() > max {
-        return Err(Error::EvidenceTooLarge { found: evidence.len(), max });
+        return Err(Error::EvidenceTooLarge {
+            found: evidence.len(),
+            max,
+        });
     }
     let parsed = Evidence::parse(&evidence).map_err(Error::BadEvidence)?;
     if parsed.envelope.payload_type != PAYLOAD_TYPE {
@@ -93,24 +109,44 @@ pub(crate) fn read_evidence(evidence: Bytes, max: usize) -> Result<Attestation, 
     let subjects = statement.sha256_subjects();
     if subjects.len() > MAX_STATEMENT_SUBJECTS {
         let (field, found) = ("evidence", subjects.len());
-        return Err(Error::TooManyItems { field, found, max: MAX_STATEMENT_SUBJECTS });
+        return Err(Error::TooManyItems {
+            field,
+            found,
+            max: MAX_STATEMENT_SUBJECTS,
+        });
     }
     let info = AttestationInfo {
         received: parsed.envelope_digest,
         canonical: parsed.canonical_digest,
         predicate_type: statement.predicate_type,
-        log: parsed.log_entries.first().map(|entry| (entry.log_id, entry.log_index)),
+        log: parsed
+            .log_entries
+            .first()
+            .map(|entry| (entry.log_id, entry.log_index)),
         time: claimed_time(&parsed),
     };
-    Ok(Attestation { info, subjects, evidence, in_use: false })
+    Ok(Attestation {
+        info,
+        subjects,
+        evidence,
+        in_use: false,
+    })
 }
 
 /// The earliest time that the evidence claims: integrated times, and those of cosignatures.
 fn claimed_time(evidence: &Evidence) -> Option<Timestamp> {
     let mut times = Vec::new();
     for entry in &evidence.log_entries {
-        times.extend(entry.integrated_time.filter(|time| *time > 0).map(Timestamp::from_unix));
-        let note = entry.proof.as_ref().and_then(|proof| Note::parse(proof.checkpoint.as_bytes()).ok());
+        times.extend(
+            entry
+                .integrated_time
+                .filter(|time| *time > 0)
+                .map(Timestamp::from_unix),
+        );
+        let note = entry
+            .proof
+            .as_ref()
+            .and_then(|proof| Note::parse(proof.checkpoint.as_bytes()).ok());
         for signature in note.iter().flat_map(Note::signatures) {
             times.extend(cosigned_at(&signature.bytes));
         }
@@ -120,6 +156,10 @@ fn claimed_time(evidence: &Evidence) -> Option<Timestamp> {
 
 /// The time in a cosignature; other signatures have another size.
 fn cosigned_at(signature: &[u8]) -> Option<Timestamp> {
-    let (time, _) = signature.split_first_chunk::<8>().filter(|_| signature.len() == COSIGNATURE)?;
-    i64::try_from(u64::from_be_bytes(*time)).ok().map(Timestamp::from_unix)
+    let (time, _) = signature
+        .split_first_chunk::<8>()
+        .filter(|_| signature.len() == COSIGNATURE)?;
+    i64::try_from(u64::from_be_bytes(*time))
+        .ok()
+        .map(Timestamp::from_unix)
 }

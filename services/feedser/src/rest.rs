@@ -11,9 +11,11 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::{Method, StatusCode, header};
+use http_body_util::LengthLimitError;
 use serde::Serialize;
 use serde_json::Value;
 use stella_attest::json::{self, Limits};
+use stella_proto::status::refuse;
 use stella_serve::access::{Caller, Tenant};
 use stella_serve::problem::{problem, problem_with};
 use stella_serve::shell::Rest;
@@ -37,7 +39,10 @@ const MAX_BODY: usize = 64 << 20;
 pub fn routes(feedser: Arc<Feedser>) -> Rest {
     let router = Router::new()
         .route("/attestations", post(put_attestation))
-        .route("/events/statements/{statementId}/provenance", post(attach_provenance))
+        .route(
+            "/events/statements/{statementId}/provenance",
+            post(attach_provenance),
+        )
         .route("/openapi.json", get(openapi))
         .with_state(feedser);
     Rest { router, method }
@@ -47,7 +52,9 @@ fn method(_: &Method, path: &str) -> Option<&'static str> {
     match path {
         "/attestations" | "/openapi.json" => Some(PUT),
         _ => {
-            let id = path.strip_prefix("/events/statements/")?.strip_suffix("/provenance")?;
+            let id = path
+                .strip_prefix("/events/statements/")?
+                .strip_suffix("/provenance")?;
             (!id.is_empty() && !id.contains('/')).then_some(ATTACH)
         }
     }
@@ -113,7 +120,11 @@ struct Problem {
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "Stella Feedser", description = "Attestations and provenance of the event graph", version = "1"),
+    info(
+        title = "Stella Feedser",
+        description = "Attestations and provenance of the event graph",
+        version = "1"
+    ),
     paths(put_attestation_doc, attach_provenance_doc),
     components(schemas(StoredAttestation, AttachedProvenance, ProvenanceClaim, Problem))
 )]
@@ -164,7 +175,10 @@ async fn try_put(feedser: &Feedser, request: Request) -> Result<Response, Status
     let (parts, body) = request.into_parts();
     let tenant = Caller::of_http(&parts)?.tenant()?.clone();
     let (info, existed) = feedser.put(&tenant, read(body).await?).await?;
-    let stored = StoredAttestation { envelope_digest: info.received.to_string(), existed };
+    let stored = StoredAttestation {
+        envelope_digest: info.received.to_string(),
+        existed,
+    };
     Ok((StatusCode::CREATED, Json(stored)).into_response())
 }
 
@@ -176,7 +190,10 @@ async fn try_attach(feedser: &Arc<Feedser>, request: Request) -> Result<Response
     let (mut parts, body) = request.into_parts();
     let tenant = Caller::of_http(&parts)?.tenant()?.clone();
     let id = Path::<String>::from_request_parts(&mut parts, &()).await;
-    let Path(event_id) = id.map_err(|_| Error::BadValue { field: "statementId", rule: "must be UTF-8" })?;
+    let Path(event_id) = id.map_err(|_| Error::BadValue {
+        field: "statementId",
+        rule: "must be UTF-8",
+    })?;
     let body = read(body).await?;
     let max = feedser.limits.max_evidence_bytes.get();
     let order = blocking(move || claim(event_id, &body, max)).await??;
@@ -190,7 +207,11 @@ async fn attach(feedser: &Feedser, tenant: &Tenant, order: AttachOrder) -> Resul
     Ok(AttachedProvenance {
         event_id: attached.event_id,
         envelope_digest: attached.envelope_digest,
-        outcome: if attached.already { "ALREADY_ATTACHED" } else { "ATTACHED" },
+        outcome: if attached.already {
+            "ALREADY_ATTACHED"
+        } else {
+            "ATTACHED"
+        },
         rev: attached.rev,
     })
 }
@@ -221,7 +242,10 @@ fn claim(event_id: String, body: &[u8], max: usize) -> Result<AttachOrder, Error
         }
     };
     let chain = claims.chain.clone();
-    Ok(AttachOrder { claims: Some(claims), ..AttachOrder::new(event_id, evidence, chain) })
+    Ok(AttachOrder {
+        claims: Some(claims),
+        ..AttachOrder::new(event_id, evidence, chain)
+    })
 }
 
 async fn openapi() -> Response {
@@ -230,13 +254,32 @@ async fn openapi() -> Response {
 }
 
 async fn read(body: Body) -> Result<Bytes, Status> {
-    axum::body::to_bytes(body, MAX_BODY).await.map_err(|_| {
-        stella_proto::status::refuse(
+    axum::body::to_bytes(body, MAX_BODY).await.map_err(|error| {
+        if is_too_large(&error) {
+            return refuse(
+                tonic::Code::ResourceExhausted,
+                "MESSAGE_TOO_LARGE",
+                "the body is larger than is taken",
+            );
+        }
+        refuse(
             tonic::Code::InvalidArgument,
             "BODY_INCOMPLETE",
-            "the body is too large or ended early",
+            "the body ended early",
         )
     })
+}
+
+/// True if a limit was passed: the server's, which is said only while the body is read if its head did not tell.
+fn is_too_large(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.is::<LengthLimitError>() {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 /// The answer, or its problem: 409 where the conflict is what counts, 413 for what is too large.
@@ -247,7 +290,9 @@ fn answer(result: Result<Response, Status>) -> Response {
     };
     match stella_proto::status::reason(&refusal).as_deref() {
         Some("NO_RECEIPT" | "SUPERSEDE_MISMATCH") => problem_with(StatusCode::CONFLICT, refusal),
-        Some("EVENT_TOO_LARGE" | "EVIDENCE_TOO_LARGE") => problem_with(StatusCode::PAYLOAD_TOO_LARGE, refusal),
+        Some("EVENT_TOO_LARGE" | "EVIDENCE_TOO_LARGE") => {
+            problem_with(StatusCode::PAYLOAD_TOO_LARGE, refusal)
+        }
         _ => problem(refusal),
     }
 }
@@ -280,7 +325,10 @@ mod tests {
             responses.keys().cloned().collect::<Vec<_>>().join(" ")
         };
         assert_eq!(statuses("/attestations"), "201 400 403 413 503");
-        assert_eq!(statuses("/events/statements/{statementId}/provenance"), "202 400 403 404 409 413 503");
+        assert_eq!(
+            statuses("/events/statements/{statementId}/provenance"),
+            "202 400 403 404 409 413 503"
+        );
         let properties = &document["components"]["schemas"]["AttachedProvenance"]["properties"];
         let names: Vec<_> = properties.as_object().unwrap().keys().cloned().collect();
         assert_eq!(names, ["envelopeDigest", "eventId", "outcome", "rev"]);

@@ -80,7 +80,11 @@ impl Feedser {
         orders: Vec<Order>,
     ) -> Result<Vec<Result<Sealed, Error>>, Error> {
         let (orders, items) = blocking(move || {
-            let items = orders.iter().enumerate().map(|(number, order)| to_item(number, order)).collect();
+            let items = orders
+                .iter()
+                .enumerate()
+                .map(|(number, order)| to_item(number, order))
+                .collect();
             (orders, items)
         })
         .await?;
@@ -88,7 +92,9 @@ impl Feedser {
         let keys = Arc::clone(&self.receipt_keys);
         blocking(move || {
             let pairs = orders.into_iter().zip(results);
-            pairs.map(|(order, result)| accept(order, result, &keys)).collect()
+            pairs
+                .map(|(order, result)| accept(order, result, &keys))
+                .collect()
         })
         .await
     }
@@ -104,7 +110,10 @@ fn to_item(number: usize, order: &Order) -> pb::VerifyBatchItem {
         r#type: String::new(),
         evidence: link.evidence.clone(),
     });
-    let attached_by = order.job.as_ref().map(|(job, at)| pb::AttachedBy { job: job.clone(), at: at.to_string() });
+    let attached_by = order.job.as_ref().map(|(job, at)| pb::AttachedBy {
+        job: job.clone(),
+        at: at.to_string(),
+    });
     pb::VerifyBatchItem {
         reference: number.to_string(),
         request: Some(pb::VerifyRequest {
@@ -130,9 +139,13 @@ fn accept(order: Order, result: pb::VerifyBatchResult, keys: &[VerifyingKey]) ->
         None => return Err(Error::SealInvalid("an item has no answer")),
     };
     if !verdict.verified {
-        return Err(Error::VerificationFailed { failures: failures(&verdict.checks) });
+        return Err(Error::VerificationFailed {
+            failures: failures(&verdict.checks),
+        });
     }
-    let sealed = verdict.sealed.ok_or(Error::SealInvalid("a verified item has no seal"))?;
+    let sealed = verdict
+        .sealed
+        .ok_or(Error::SealInvalid("a verified item has no seal"))?;
     let (provenance, provenance_text) = read_block(&sealed.provenance)?;
     let (trust, trust_text) = read_block(&sealed.trust)?;
     fits_order(&order, &provenance)?;
@@ -150,20 +163,34 @@ fn accept(order: Order, result: pb::VerifyBatchResult, keys: &[VerifyingKey]) ->
     let provenance = event.into_value()["provenance"].take();
     let mut rests_on = order.chain;
     rests_on.push(order.evidence);
-    let proof = Proof { provenance: provenance_text, trust: trust_text, log_index };
-    Ok(Sealed { proof, provenance, evidence: rests_on })
+    let proof = Proof {
+        provenance: provenance_text,
+        trust: trust_text,
+        log_index,
+    };
+    Ok(Sealed {
+        proof,
+        provenance,
+        evidence: rests_on,
+    })
 }
 
 /// The failed checks, as `NAME:REASON`.
 fn failures(checks: &[Check]) -> Vec<String> {
-    let failed = checks.iter().filter(|check| check.status() == CheckStatus::Failed);
-    failed.map(|check| format!("{}:{}", check.name, check.reason)).collect()
+    let failed = checks
+        .iter()
+        .filter(|check| check.status() == CheckStatus::Failed);
+    failed
+        .map(|check| format!("{}:{}", check.name, check.reason))
+        .collect()
 }
 
 /// A block that is strict, canonical JSON, and its text.
 fn read_block(bytes: &Bytes) -> Result<(Value, String), Error> {
     let invalid = Error::SealInvalid("a block is not canonical JSON");
-    let Ok(value) = json::parse(bytes, &Limits::default()) else { return Err(invalid) };
+    let Ok(value) = json::parse(bytes, &Limits::default()) else {
+        return Err(invalid);
+    };
     if !value.is_object() || canonical::to_vec(&value) != bytes[..] {
         return Err(invalid);
     }
@@ -185,11 +212,17 @@ fn fits_order(order: &Order, provenance: &Value) -> Result<(), Error> {
     }
     let links = dsse["chain"].as_array().map_or(&[][..], Vec::as_slice);
     let fits = links.len() == order.chain.len()
-        && links.iter().zip(&order.chain).all(|(link, wanted)| names(&link["digest"], wanted));
+        && links
+            .iter()
+            .zip(&order.chain)
+            .all(|(link, wanted)| names(&link["digest"], wanted));
     if !fits {
         return Err(Error::SealInvalid("the provenance has another chain"));
     }
-    let job = order.job.as_ref().map(|(job, at)| json!({"job": job, "at": at.to_string()}));
+    let job = order
+        .job
+        .as_ref()
+        .map(|(job, at)| json!({"job": job, "at": at.to_string()}));
     if provenance.get("attachedBy") != job.as_ref() {
         return Err(Error::SealInvalid("the provenance names another job"));
     }

@@ -6,7 +6,8 @@
 //!
 //! Rows are lean: integer ids in the order of append, digests as 32-byte blobs, tenants and predicateTypes interned.
 //! The documents are canonical JSON text, `doc`, `provenance` and `trust` apart, so that attaching a proof leaves the
-//! event's own document alone. `unproven` is computed by SQLite from `has_receipt` and `log_index`.
+//! event's own document alone. `unproven` follows from `has_receipt` and `log_index`; it is stored because an index
+//! over a computed column does not cover its queries.
 
 mod read;
 mod write;
@@ -53,7 +54,7 @@ CREATE TABLE events (
     doc         TEXT NOT NULL,
     provenance  TEXT,
     trust       TEXT,
-    unproven    INTEGER NOT NULL AS (has_receipt = 0 OR log_index IS NULL) VIRTUAL
+    unproven    INTEGER NOT NULL CHECK (unproven = (has_receipt = 0 OR log_index IS NULL))
 );
 CREATE INDEX events_by_state   ON events (tenant, kind, unproven);
 CREATE INDEX events_by_subject ON events (tenant, subject);
@@ -143,18 +144,27 @@ impl SqliteStore {
         let (writer, requests) = mpsc::sync_channel(QUEUE);
         let (reader, jobs) = mpsc::sync_channel::<ReadJob>(QUEUE);
         let jobs = Arc::new(Mutex::new(jobs));
-        let mut store = Self { writer: Some(writer), readers: Some(reader), threads: Vec::new() };
+        let mut store = Self {
+            writer: Some(writer),
+            readers: Some(reader),
+            threads: Vec::new(),
+        };
         store.spawn("store-writer", move || write::run(connection, &requests))?;
         for number in 0..readers.max(1) {
             let connection = open_reader(path)?;
             let jobs = Arc::clone(&jobs);
-            store.spawn(&format!("store-reader-{number}"), move || run_reader(connection, &jobs))?;
+            store.spawn(&format!("store-reader-{number}"), move || {
+                run_reader(connection, &jobs)
+            })?;
         }
         Ok(store)
     }
 
     fn spawn(&mut self, name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), OpenError> {
-        let thread = thread::Builder::new().name(name.to_owned()).spawn(work).map_err(OpenError::Thread)?;
+        let thread = thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(work)
+            .map_err(OpenError::Thread)?;
         self.threads.push(thread);
         Ok(())
     }
@@ -191,7 +201,8 @@ async fn send<T: Send + 'static>(queue: Option<&mpsc::SyncSender<T>>, work: T) -
         Err(mpsc::TrySendError::Full(work)) => {
             let queue = queue.clone();
             let sent = tokio::task::spawn_blocking(move || queue.send(work)).await;
-            sent.map_err(|_| StoreError::Closed)?.map_err(|_| StoreError::Closed)
+            sent.map_err(|_| StoreError::Closed)?
+                .map_err(|_| StoreError::Closed)
         }
     }
 }
@@ -211,17 +222,28 @@ impl Drop for SqliteStore {
 impl Store for SqliteStore {
     async fn insert_events(&self, tenant: &str, events: Vec<NewEvent>) -> Result<Vec<Inserted>, StoreError> {
         let tenant = tenant.to_owned();
-        self.write(|answer| Request::Insert { tenant, events, answer }).await
+        self.write(|answer| Request::Insert {
+            tenant,
+            events,
+            answer,
+        })
+        .await
     }
 
     async fn set_proofs(&self, tenant: &str, updates: Vec<ProofUpdate>) -> Result<Vec<ProofSet>, StoreError> {
         let tenant = tenant.to_owned();
-        self.write(|answer| Request::SetProofs { tenant, updates, answer }).await
+        self.write(|answer| Request::SetProofs {
+            tenant,
+            updates,
+            answer,
+        })
+        .await
     }
 
     async fn events(&self, tenant: &str, ids: Vec<String>) -> Result<Vec<Option<StoredEvent>>, StoreError> {
         let tenant = tenant.to_owned();
-        self.read(move |connection| Ok(read::events(connection, &tenant, &ids)?)).await
+        self.read(move |connection| Ok(read::events(connection, &tenant, &ids)?))
+            .await
     }
 
     async fn page(
@@ -232,7 +254,8 @@ impl Store for SqliteStore {
         limit: PageLimit,
     ) -> Result<Page, StoreError> {
         let tenant = tenant.to_owned();
-        self.read(move |connection| Ok(read::page(connection, &tenant, &filter, after, limit)?)).await
+        self.read(move |connection| Ok(read::page(connection, &tenant, &filter, after, limit)?))
+            .await
     }
 
     async fn unproven(
@@ -243,12 +266,14 @@ impl Store for SqliteStore {
         rows: usize,
     ) -> Result<Vec<Unproven>, StoreError> {
         let tenant = tenant.to_owned();
-        self.read(move |connection| Ok(read::unproven(connection, &tenant, &kinds, after, rows)?)).await
+        self.read(move |connection| Ok(read::unproven(connection, &tenant, &kinds, after, rows)?))
+            .await
     }
 
     async fn counts(&self, tenant: &str) -> Result<Vec<KindCount>, StoreError> {
         let tenant = tenant.to_owned();
-        self.read(move |connection| Ok(read::counts(connection, &tenant)?)).await
+        self.read(move |connection| Ok(read::counts(connection, &tenant)?))
+            .await
     }
 
     async fn put_attestations(
@@ -257,7 +282,12 @@ impl Store for SqliteStore {
         attestations: Vec<Arc<Attestation>>,
     ) -> Result<Vec<bool>, StoreError> {
         let tenant = tenant.to_owned();
-        self.write(|answer| Request::Put { tenant, attestations, answer }).await
+        self.write(|answer| Request::Put {
+            tenant,
+            attestations,
+            answer,
+        })
+        .await
     }
 
     async fn attestations(
@@ -266,7 +296,8 @@ impl Store for SqliteStore {
         digests: Vec<Digest>,
     ) -> Result<Vec<Option<Arc<Attestation>>>, StoreError> {
         let tenant = tenant.to_owned();
-        self.read(move |connection| Ok(read::attestations(connection, &tenant, &digests)?)).await
+        self.read(move |connection| Ok(read::attestations(connection, &tenant, &digests)?))
+            .await
     }
 
     async fn find(
@@ -276,7 +307,8 @@ impl Store for SqliteStore {
         rows: usize,
     ) -> Result<Vec<Vec<AttestationInfo>>, StoreError> {
         let tenant = tenant.to_owned();
-        self.read(move |connection| read::find(connection, &tenant, &subjects, rows)).await
+        self.read(move |connection| read::find(connection, &tenant, &subjects, rows))
+            .await
     }
 }
 
@@ -301,23 +333,36 @@ fn run_reader(mut connection: Connection, jobs: &Mutex<mpsc::Receiver<ReadJob>>)
 
 fn open_writer(path: &Path) -> Result<Connection, OpenError> {
     let refused = |source: rusqlite::Error| match source.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase) => OpenError::NotADatabase { path: path.to_owned() },
-        _ => OpenError::Sqlite { path: path.to_owned(), source },
+        Some(ErrorCode::NotADatabase) => OpenError::NotADatabase {
+            path: path.to_owned(),
+        },
+        _ => OpenError::Sqlite {
+            path: path.to_owned(),
+            source,
+        },
     };
     let mut connection = Connection::open(path).map_err(refused)?;
     let pragma = |connection: &Connection, name: &str| {
-        connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0)).map_err(refused)
+        connection
+            .pragma_query_value(None, name, |row| row.get::<_, i32>(0))
+            .map_err(refused)
     };
     let tables: i64 = connection
         .query_row("SELECT count(*) FROM sqlite_schema", (), |row| row.get(0))
         .map_err(refused)?;
     let application = pragma(&connection, "application_id")?;
     if application != APPLICATION_ID && (tables > 0 || application != 0) {
-        return Err(OpenError::OtherStore { path: path.to_owned() });
+        return Err(OpenError::OtherStore {
+            path: path.to_owned(),
+        });
     }
     let found = pragma(&connection, "user_version")?;
     if found > SCHEMA_VERSION {
-        return Err(OpenError::NewerSchema { path: path.to_owned(), found, known: SCHEMA_VERSION });
+        return Err(OpenError::NewerSchema {
+            path: path.to_owned(),
+            found,
+            known: SCHEMA_VERSION,
+        });
     }
     configure_writer(&mut connection, tables == 0).map_err(refused)?;
     Ok(connection)
@@ -345,11 +390,18 @@ fn configure_writer(connection: &mut Connection, is_new: bool) -> rusqlite::Resu
 }
 
 fn open_reader(path: &Path) -> Result<Connection, OpenError> {
-    let refused = |source: rusqlite::Error| OpenError::Sqlite { path: path.to_owned(), source };
+    let refused = |source: rusqlite::Error| OpenError::Sqlite {
+        path: path.to_owned(),
+        source,
+    };
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(refused)?;
-    connection.pragma_update(None, "cache_size", -16_384).map_err(refused)?;
-    connection.busy_timeout(std::time::Duration::from_secs(10)).map_err(refused)?;
+    connection
+        .pragma_update(None, "cache_size", -16_384)
+        .map_err(refused)?;
+    connection
+        .busy_timeout(std::time::Duration::from_secs(10))
+        .map_err(refused)?;
     connection.set_prepared_statement_cache_capacity(64);
     Ok(connection)
 }
@@ -385,7 +437,9 @@ mod tests {
 
     impl conformance::Fixture for Fixture {
         fn new() -> Self {
-            Self { dir: tempfile::tempdir().unwrap() }
+            Self {
+                dir: tempfile::tempdir().unwrap(),
+            }
         }
 
         fn open(&self) -> Arc<dyn Store> {
@@ -399,12 +453,22 @@ mod tests {
     fn only_a_store_of_ours_opens() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
-        std::fs::write(path("text"), "this is no database, but long enough to look like a file".repeat(40)).unwrap();
-        Connection::open(path("other")).unwrap().execute_batch("CREATE TABLE jobs (id INTEGER)").unwrap();
+        std::fs::write(
+            path("text"),
+            "this is no database, but long enough to look like a file".repeat(40),
+        )
+        .unwrap();
+        Connection::open(path("other"))
+            .unwrap()
+            .execute_batch("CREATE TABLE jobs (id INTEGER)")
+            .unwrap();
         let marked = Connection::open(path("marked")).unwrap();
         marked.pragma_update(None, "application_id", 7).unwrap();
         drop(SqliteStore::open(&path("newer"), 1).unwrap());
-        Connection::open(path("newer")).unwrap().pragma_update(None, "user_version", 2).unwrap();
+        Connection::open(path("newer"))
+            .unwrap()
+            .pragma_update(None, "user_version", 2)
+            .unwrap();
         for (name, want) in [
             ("text", "is not a database"),
             ("other", "is a database, but not a store of this service"),
@@ -436,13 +500,18 @@ mod tests {
             (read::SEQS_BY_SUBJECT, "INDEX events_by_subject"),
             (read::COUNTS, "COVERING INDEX events_by_state"),
         ] {
-            let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {query}")).unwrap();
+            let mut statement = connection
+                .prepare(&format!("EXPLAIN QUERY PLAN {query}"))
+                .unwrap();
             let mut rows = statement.raw_query();
             let mut plan = String::new();
             while let Some(row) = rows.next().unwrap() {
                 plan += &row.get::<_, String>(3).unwrap();
             }
-            assert!(plan.contains(index) && !plan.contains("TEMP B-TREE"), "{query}: {plan}");
+            assert!(
+                plan.contains(index) && !plan.contains("TEMP B-TREE"),
+                "{query}: {plan}"
+            );
         }
     }
 }

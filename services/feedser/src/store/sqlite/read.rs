@@ -13,7 +13,8 @@ use stella_attest::statement::Kind;
 use stella_attest::timestamp::Timestamp;
 
 use super::super::{
-    Attestation, AttestationInfo, Filter, KindCount, Page, PageLimit, Position, StoreError, StoredEvent, Unproven,
+    Attestation, AttestationInfo, Filter, KindCount, Page, PageLimit, Position, StoreError, StoredEvent,
+    Unproven,
 };
 use super::{code_of, column, kind_of};
 
@@ -41,7 +42,10 @@ pub(super) fn string_id(connection: &Connection, text: &str) -> rusqlite::Result
 
 /// One event of the tenant, inside whatever transaction is open.
 pub(super) fn event(connection: &Connection, tenant: i64, id: &str) -> rusqlite::Result<Option<StoredEvent>> {
-    connection.prepare_cached(EVENT_BY_ID)?.query_row(params![id, tenant], stored_event).optional()
+    connection
+        .prepare_cached(EVENT_BY_ID)?
+        .query_row(params![id, tenant], stored_event)
+        .optional()
 }
 
 pub(super) fn events(
@@ -64,7 +68,10 @@ pub(super) fn page(
     limit: PageLimit,
 ) -> rusqlite::Result<Page> {
     let transaction = connection.transaction()?;
-    let mut page = Page { events: Vec::new(), more: false };
+    let mut page = Page {
+        events: Vec::new(),
+        more: false,
+    };
     let Some(tenant) = string_id(&transaction, tenant)? else {
         return Ok(page);
     };
@@ -106,8 +113,17 @@ pub(super) fn unproven(
     for seq in seqs_by_state(&transaction, tenant, kinds, Some(false), after, rows)? {
         let event = statement.query_row([seq], |row| {
             let kind = kind_of(integer(row, 1)?.unwrap_or_default());
-            let (id, ts) = (text(row, 0)?.unwrap_or_default(), text(row, 3)?.unwrap_or_default());
-            let event = |(kind, subject)| Unproven { position: position(seq), id, kind, subject, ts };
+            let (id, ts) = (
+                text(row, 0)?.unwrap_or_default(),
+                text(row, 3)?.unwrap_or_default(),
+            );
+            let event = |(kind, subject)| Unproven {
+                position: position(seq),
+                id,
+                kind,
+                subject,
+                ts,
+            };
             Ok(kind.zip(digest(row, 2)?).map(event))
         })?;
         match event {
@@ -127,10 +143,16 @@ pub(super) fn counts(connection: &mut Connection, tenant: &str) -> rusqlite::Res
     let mut statement = transaction.prepare_cached(COUNTS)?;
     let mut rows = statement.query([tenant])?;
     while let Some(row) = rows.next()? {
-        let Some(kind) = kind_of(integer(row, 0)?.unwrap_or_default()) else { continue };
+        let Some(kind) = kind_of(integer(row, 0)?.unwrap_or_default()) else {
+            continue;
+        };
         let number = row.get::<_, i64>(2)?.unsigned_abs();
         if counts.last().is_none_or(|last| last.kind != kind) {
-            counts.push(KindCount { kind, unproven: 0, events: 0 });
+            counts.push(KindCount {
+                kind,
+                unproven: 0,
+                events: 0,
+            });
         }
         if let Some(last) = counts.last_mut() {
             last.events += number;
@@ -158,7 +180,12 @@ pub(super) fn attestations(
     for digest in digests {
         let attestation = statement.query_row(params![tenant, digest.as_bytes()], |row| {
             let evidence = Bytes::from(row.get::<_, Vec<u8>>(6)?);
-            Ok(Arc::new(Attestation { info: info(row)?, subjects: Vec::new(), evidence, in_use: row.get(7)? }))
+            Ok(Arc::new(Attestation {
+                info: info(row)?,
+                subjects: Vec::new(),
+                evidence,
+                in_use: row.get(7)?,
+            }))
         });
         found.push(attestation.optional()?);
     }
@@ -257,7 +284,9 @@ fn stored_event(row: &Row<'_>) -> rusqlite::Result<StoredEvent> {
         id: text(row, 1)?.unwrap_or_default(),
         kind: kind_of(integer(row, 2)?.unwrap_or_default()),
         subject: digest(row, 3)?,
-        rev: integer(row, 4)?.and_then(|rev| u64::try_from(rev).ok()).unwrap_or(u64::MAX),
+        rev: integer(row, 4)?
+            .and_then(|rev| u64::try_from(rev).ok())
+            .unwrap_or(u64::MAX),
         log_index: integer(row, 5)?.map(|index| u64::try_from(index).unwrap_or(u64::MAX)),
         has_receipt: integer(row, 6)? != Some(0),
         doc: text(row, 7)?.unwrap_or_default(),

@@ -26,9 +26,21 @@ type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 
 /// One call of a writing verb.
 pub(super) enum Request {
-    Insert { tenant: String, events: Vec<NewEvent>, answer: Answer<Vec<Inserted>> },
-    SetProofs { tenant: String, updates: Vec<ProofUpdate>, answer: Answer<Vec<ProofSet>> },
-    Put { tenant: String, attestations: Vec<Arc<Attestation>>, answer: Answer<Vec<bool>> },
+    Insert {
+        tenant: String,
+        events: Vec<NewEvent>,
+        answer: Answer<Vec<Inserted>>,
+    },
+    SetProofs {
+        tenant: String,
+        updates: Vec<ProofUpdate>,
+        answer: Answer<Vec<ProofSet>>,
+    },
+    Put {
+        tenant: String,
+        attestations: Vec<Arc<Attestation>>,
+        answer: Answer<Vec<bool>>,
+    },
 }
 
 impl Request {
@@ -55,15 +67,21 @@ impl Request {
     /// Carries the request out; the answer is given by what is returned, once the outcome is known.
     fn carry_out(self, writer: &mut Writer<'_>) -> (Pending, rusqlite::Result<()>) {
         match self {
-            Self::Insert { tenant, events, answer } => {
-                pending(answer, || writer.insert_events(&tenant, &events))
-            }
-            Self::SetProofs { tenant, updates, answer } => {
-                pending(answer, || writer.set_proofs(&tenant, &updates))
-            }
-            Self::Put { tenant, attestations, answer } => {
-                pending(answer, || writer.put_attestations(&tenant, &attestations))
-            }
+            Self::Insert {
+                tenant,
+                events,
+                answer,
+            } => pending(answer, || writer.insert_events(&tenant, &events)),
+            Self::SetProofs {
+                tenant,
+                updates,
+                answer,
+            } => pending(answer, || writer.set_proofs(&tenant, &updates)),
+            Self::Put {
+                tenant,
+                attestations,
+                answer,
+            } => pending(answer, || writer.put_attestations(&tenant, &attestations)),
         }
     }
 
@@ -89,7 +107,9 @@ fn pending<T: 'static>(
         Err(error) => (Vec::new(), Err(error)),
     };
     // A caller that went away needs no answer.
-    let give = move |failure: Option<&StoreError>| drop(answer.send(failure.map_or(Ok(results), |e| Err(e.clone()))));
+    let give = move |failure: Option<&StoreError>| {
+        drop(answer.send(failure.map_or(Ok(results), |e| Err(e.clone()))))
+    };
     (Box::new(give), outcome)
 }
 
@@ -135,7 +155,10 @@ fn write_group(
     answers: &mut Vec<Pending>,
 ) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let mut writer = Writer { transaction: &transaction, strings };
+    let mut writer = Writer {
+        transaction: &transaction,
+        strings,
+    };
     for request in waiting {
         let (answer, outcome) = request.carry_out(&mut writer);
         answers.push(answer);
@@ -155,8 +178,8 @@ impl Writer<'_> {
         let tenant = self.intern(tenant)?;
         let transaction = self.transaction;
         let mut insert = transaction.prepare_cached(
-            "INSERT INTO events (id, tenant, kind, rev, log_index, has_receipt, subject, doc, provenance, trust)
-             VALUES (?1, ?2, ?3, 1, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT (id) DO NOTHING",
+            "INSERT INTO events (id, tenant, kind, rev, log_index, has_receipt, unproven, subject, doc, provenance, trust)
+             VALUES (?1, ?2, ?3, 1, ?4, ?5, ?4 IS NULL OR NOT ?5, ?6, ?7, ?8, ?9) ON CONFLICT (id) DO NOTHING",
         )?;
         let mut results = Vec::with_capacity(events.len());
         for event in events {
@@ -193,7 +216,7 @@ impl Writer<'_> {
         let tenant = self.intern(tenant)?;
         let transaction = self.transaction;
         let mut update = transaction.prepare_cached(
-            "UPDATE events SET rev = rev + 1, log_index = ?5, has_receipt = 1, provenance = ?6, trust = ?7
+            "UPDATE events SET rev = rev + 1, log_index = ?5, has_receipt = 1, unproven = 0, provenance = ?6, trust = ?7
              WHERE id = ?1 AND tenant = ?2 AND rev = ?3 AND subject = ?4",
         )?;
         let mut results = Vec::with_capacity(updates.len());
@@ -243,7 +266,9 @@ impl Writer<'_> {
     /// False if a proof rests on other evidence of the same envelope.
     fn may_keep(&self, tenant: i64, list: &[Arc<Attestation>]) -> rusqlite::Result<bool> {
         for attestation in list {
-            let Some(row) = self.find(tenant, attestation)? else { continue };
+            let Some(row) = self.find(tenant, attestation)? else {
+                continue;
+            };
             let differs = self
                 .transaction
                 .prepare_cached(
@@ -280,13 +305,17 @@ impl Writer<'_> {
     }
 
     fn is_taken(&self, id: &str) -> rusqlite::Result<bool> {
-        self.transaction.prepare_cached("SELECT 1 FROM events WHERE id = ?1")?.exists([id])
+        self.transaction
+            .prepare_cached("SELECT 1 FROM events WHERE id = ?1")?
+            .exists([id])
     }
 
     fn find(&self, tenant: i64, attestation: &Attestation) -> rusqlite::Result<Option<i64>> {
         self.transaction
             .prepare_cached("SELECT attestation FROM attestation_digests WHERE tenant = ?1 AND digest = ?2")?
-            .query_row(params![tenant, attestation.info.canonical.as_bytes()], |row| row.get(0))
+            .query_row(params![tenant, attestation.info.canonical.as_bytes()], |row| {
+                row.get(0)
+            })
             .optional()
     }
 
