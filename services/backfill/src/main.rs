@@ -1,1 +1,32 @@
-fn main() {}
+//! The service's own binary: `stella-backfill --config FILE`.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [flag, file] = &arguments[..] else {
+        return usage();
+    };
+    if flag != "--config" {
+        return usage();
+    }
+    match serve(Path::new(file)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("stella-backfill: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn usage() -> ExitCode {
+    eprintln!("usage: stella-backfill --config FILE");
+    ExitCode::from(2)
+}
+
+fn serve(file: &Path) -> anyhow::Result<()> {
+    let config = stella_serve::config::load(file)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(stella_backfill::run(config))
+}
