@@ -1,1 +1,1 @@
-//! stella-e2e
+//! Tests and benchmarks of all services together; they stand in `tests` and `benches`.
