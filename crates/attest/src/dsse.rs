@@ -1,8 +1,6 @@
 //! DSSE: envelopes of signed payloads (secure-systems-lab, DSSE v1.0).
 
-use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
-use base64::engine::{DecodePaddingMode, Engine as _};
-use base64::prelude::BASE64_STANDARD;
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE, Engine as _};
 use serde_json::{Map, Value};
 
 use crate::canonical;
@@ -12,12 +10,6 @@ use crate::key::{KeyError, KeyId, SigningKey, VerifyingKey};
 
 /// Most signatures that an envelope may bear.
 const MAX_SIGNATURES: usize = 32;
-
-/// Base64 as the specification allows it: standard or URL-safe, with or without padding.
-const LENIENT: GeneralPurposeConfig =
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
-const STANDARD: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::STANDARD, LENIENT);
-const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::URL_SAFE, LENIENT);
 
 /// The pre-authentication encoding: the bytes that are signed.
 pub fn pae(payload_type: &str, payload: &[u8]) -> Vec<u8> {
@@ -278,10 +270,11 @@ fn read_signature(value: &Value) -> Result<Signature, EnvelopeError> {
     }
 }
 
+/// Base64 as the specification allows it: standard or URL-safe, padded.
 fn decode(text: &str, field: &'static str) -> Result<Vec<u8>, EnvelopeError> {
-    STANDARD
+    BASE64_STANDARD
         .decode(text)
-        .or_else(|_| URL_SAFE.decode(text))
+        .or_else(|_| BASE64_URL_SAFE.decode(text))
         .map_err(|_| EnvelopeError::Base64 { field })
 }
 

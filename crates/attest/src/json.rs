@@ -9,8 +9,8 @@ use std::fmt;
 use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-/// The largest integer that a double holds without loss, 2^53.
-const MAX_SAFE_INTEGER: u64 = 1 << 53;
+/// The largest integer of I-JSON, 2^53 - 1: a double of this size cannot stand for another integer, too.
+const MAX_SAFE_INTEGER: u64 = (1 << 53) - 1;
 /// The smallest whole number that the canonical form writes with an exponent; smaller ones stand there as integers.
 const FIRST_EXPONENT: f64 = 1e21;
 
@@ -60,8 +60,8 @@ pub enum JsonError {
         /// Where the limit was passed.
         path: String,
     },
-    /// An integer beyond 2^53, which other readers would round; or a double that the canonical form writes as one.
-    #[error("the integer at `{path}` is beyond 2^53")]
+    /// An integer beyond 2^53 - 1, which other readers would round; or a double that the canonical form writes as one.
+    #[error("the integer at `{path}` is beyond 2^53 - 1")]
     NumberRange {
         /// The number.
         path: String,
@@ -333,6 +333,7 @@ mod tests {
             (r#"{"x":[{"a":1,"a":1}]}"#, duplicate("/x/0/a")),
             (r#"{"a/b":{"~":1,"~":1}}"#, duplicate("/a~1b/~0")),
             (r#"{"a":1,"\u0061":2}"#, duplicate("/a")),
+            ("[9007199254740992]", range("/0")),
             ("[9007199254740993]", range("/0")),
             ("[-9007199254740993]", range("/0")),
             ("18446744073709551615", range("")),
@@ -341,7 +342,7 @@ mod tests {
             ("[1e17]", range("/0")),
             ("[-9007199254740994.0]", range("/0")),
             (
-                r#"[1e30,-2E+20,"\"7",{"\\":1e300},18446744073709551617]"#,
+                r#"[1e30,-2E+21,"\"7",{"\\":1e300},18446744073709551617]"#,
                 range("/4"),
             ),
             (
@@ -381,8 +382,8 @@ mod tests {
     fn a_good_document_is_what_serde_json_reads() {
         for text in [
             r#"{"b":[1,-2,2.5,true,null,"é\n"],"a":{"":{}}}"#,
-            "9007199254740992",
-            "[1E30,9007199254740992.0,1e21,1e-7,-0,3,{\"1\":1e+30}]",
+            "9007199254740991",
+            "[1E30,9007199254740991.0,1e21,1e-7,-0,3,{\"1\":1e+30}]",
             "\"\\ud83d\\ude00\"",
             " 1 ",
         ] {

@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1,
-    ECDSA_P384_SHA384_ASN1_SIGNING, ECDSA_P521_SHA512_ASN1, ED25519, EcdsaKeyPair, Ed25519KeyPair,
-    KeyPair as _, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_SHA256, RSA_PSS_2048_8192_SHA256,
-    RsaKeyPair, VerificationAlgorithm,
+    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_ASN1,
+    ECDSA_P384_SHA384_ASN1_SIGNING, ECDSA_P384_SHA384_FIXED, ECDSA_P521_SHA512_ASN1, ECDSA_P521_SHA512_FIXED,
+    ED25519, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256,
+    RSA_PKCS1_SHA256, RSA_PSS_2048_8192_SHA256, RsaKeyPair, VerificationAlgorithm,
 };
 use base64::prelude::{BASE64_STANDARD_NO_PAD, Engine as _};
 use p256::elliptic_curve::Generate as _;
@@ -169,10 +169,10 @@ impl VerifyingKey {
         let algorithms: &[&'static dyn VerificationAlgorithm] = match algorithm {
             Algorithm::EcdsaP256 => {
                 p256::PublicKey::from_public_key_der(spki).map_err(|_| KeyError::Malformed)?;
-                &[&ECDSA_P256_SHA256_ASN1]
+                &[&ECDSA_P256_SHA256_ASN1, &ECDSA_P256_SHA256_FIXED]
             }
-            Algorithm::EcdsaP384 => &[&ECDSA_P384_SHA384_ASN1],
-            Algorithm::EcdsaP521 => &[&ECDSA_P521_SHA512_ASN1],
+            Algorithm::EcdsaP384 => &[&ECDSA_P384_SHA384_ASN1, &ECDSA_P384_SHA384_FIXED],
+            Algorithm::EcdsaP521 => &[&ECDSA_P521_SHA512_ASN1, &ECDSA_P521_SHA512_FIXED],
             Algorithm::Rsa => &[&RSA_PKCS1_2048_8192_SHA256, &RSA_PSS_2048_8192_SHA256],
             Algorithm::Ed25519 => &[&ED25519],
         };
@@ -218,7 +218,8 @@ impl VerifyingKey {
         self.0.algorithm
     }
 
-    /// True if `signature` is one of `message` by this key.
+    /// True if `signature` is one of `message` by this key. ECDSA signatures are DER, or r and s at full length as the
+    /// DSSE specification writes them; RSA ones PKCS#1 v1.5 or PSS.
     pub fn verify(&self, message: &[u8], signature: &[u8]) -> bool {
         self.0
             .verifiers
