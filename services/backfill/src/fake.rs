@@ -12,6 +12,7 @@ use stella_proto::feedser::v1::feedser_service_server::{FeedserService, FeedserS
 use stella_proto::status::{item_error, refuse};
 use stella_proto::types::v1::ItemError;
 use stella_serve::access::TENANT_HEADER;
+use tonic::body::Body;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tower::ServiceExt as _;
 use tower::util::BoxCloneSyncService;
@@ -108,7 +109,10 @@ impl Fake {
 
     /// The way to it.
     pub(crate) fn remote(&self) -> Feedser {
-        let server = FeedserServiceServer::new(self.clone()).map_err(TransportError::new);
+        let server = FeedserServiceServer::new(self.clone());
+        let server = server
+            .map_request(|request: http::Request<Body>| request)
+            .map_err(TransportError::new);
         Feedser::in_process(BoxCloneSyncService::new(server), Duration::from_secs(60))
     }
 
@@ -306,11 +310,14 @@ impl FeedserService for Fake {
         self.enter("count", &request).await?;
         let kinds = request.into_inner().kinds;
         let world = self.world();
-        let of_kind = |kind: &String| world.events.iter().filter(move |event| event.kind == kind);
-        let counts = kinds.iter().map(|kind| pb::KindCount {
-            kind: kind.clone(),
-            unproven: of_kind(kind).filter(|event| event.attached.is_none()).count() as u64,
-            events: of_kind(kind).count() as u64,
+        let counts = kinds.into_iter().map(|kind| {
+            let of_kind: Vec<_> = world.events.iter().filter(|event| event.kind == kind).collect();
+            let unproven = of_kind.iter().filter(|event| event.attached.is_none()).count() as u64;
+            pb::KindCount {
+                kind,
+                unproven,
+                events: of_kind.len() as u64,
+            }
         });
         let counts: Vec<_> = counts.collect();
         let total = counts.iter().map(|count| count.unproven).sum();

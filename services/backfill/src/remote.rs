@@ -235,14 +235,8 @@ impl Feedser {
             .await?
             .into_inner();
         let mut answers = Vec::with_capacity(orders.len());
-        while answers.len() < orders.len() {
-            let Some(message) = self.next(&mut stream).await? else {
-                return Err(Error::Upstream(stella_proto::status::refuse(
-                    Code::Unavailable,
-                    "UPSTREAM_UNAVAILABLE",
-                    "feedser ended the stream early",
-                )));
-            };
+        // Read to its end, so that Feedser does not take the call for one that was broken off.
+        while let Some(message) = self.next(&mut stream).await? {
             for result in message.results {
                 let number = answers.len();
                 let order = orders
@@ -253,6 +247,13 @@ impl Feedser {
                 }
                 answers.push(answer(result, order)?);
             }
+        }
+        if answers.len() < orders.len() {
+            return Err(Error::Upstream(stella_proto::status::refuse(
+                Code::Unavailable,
+                "UPSTREAM_UNAVAILABLE",
+                "feedser ended the stream early",
+            )));
         }
         Ok(answers)
     }

@@ -238,3 +238,23 @@ fn record(tally: &Tally) {
         metrics::counter!("backfill_events_total", "outcome" => outcome).increment(events);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_the_longest_and_never_vanish() {
+        let pace = Pace {
+            first: Duration::from_millis(100),
+            longest: Duration::from_millis(1_000),
+        };
+        let mut pauses = Pauses { pace, failures: 0 };
+        for want in [100, 200, 400, 800, 1_000, 1_000, 1_000] {
+            let pause = pauses.next().as_millis();
+            assert!((want / 2..=want).contains(&pause), "{pause} of {want}");
+        }
+        pauses.failures = u32::MAX;
+        assert!(pauses.next() <= pace.longest);
+    }
+}
