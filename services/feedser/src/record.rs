@@ -80,18 +80,27 @@ impl Record {
         self.proof.as_ref().map_err(|error| *error)
     }
 
-    /// The whole document as RFC 8785 JSON; of an altered event what is left of it.
+    /// The whole document as RFC 8785 JSON; of an altered event what is left of it. The id is always the row's own: an
+    /// altered document must not name another event.
     pub fn to_bytes(&self) -> Vec<u8> {
-        match &self.event {
-            Some(event) => canonical::to_vec(event.value()),
-            None => self.stored.doc.clone().into_bytes(),
-        }
+        let mut document = match &self.event {
+            Some(event) if event.id() == self.id => return canonical::to_vec(event.value()),
+            Some(event) => event.value().clone(),
+            None => parse(&self.stored.doc)
+                .filter(Value::is_object)
+                .unwrap_or_default(),
+        };
+        document["_id"] = self.id.clone().into();
+        canonical::to_vec(&document)
     }
+}
+
+fn parse(text: &str) -> Option<Value> {
+    json::parse(text.as_bytes(), &Limits::default()).ok()
 }
 
 /// The whole document of what is stored; `None` if it is no event.
 fn compose(stored: &StoredEvent, tenant: &str) -> Option<Event> {
-    let parse = |text: &str| json::parse(text.as_bytes(), &Limits::default()).ok();
     let Value::Object(mut document) = parse(&stored.doc)? else {
         return None;
     };
@@ -115,6 +124,7 @@ fn columns_fit(stored: &StoredEvent, event: &Event) -> bool {
         && stored.subject == Some(event.subject_digest())
         && stored.log_index == log_index
         && stored.has_receipt == has_receipt
+        && stored.unproven == Some(!has_receipt || log_index.is_none())
 }
 
 /// The document of `event` as it will be stored at revision `rev`, without its proof.
@@ -145,4 +155,72 @@ pub(crate) fn named_envelopes(event: &Event) -> Vec<Digest> {
         }
     }
     named
+}
+
+#[cfg(test)]
+mod tests {
+    use stella_attest::statement::Kind;
+
+    use super::*;
+
+    #[test]
+    fn an_altered_event_is_answered_under_the_id_of_its_row() {
+        let subject = Digest::of(b"subject");
+        let doc = |id: &str| {
+            format!(
+                r#"{{"_id":"{id}","kind":"VEX","subject":{{"digest":{{"sha256":"{}"}}}},"ts":"2025-11-11T12:00:00Z"}}"#,
+                subject.hex()
+            )
+        };
+        let whole = |id: &str| {
+            doc(id)
+                .replace(r#""subject""#, r#""rev":1,"subject""#)
+                .replace(r#""ts""#, r#""tenant":"dev","ts""#)
+        };
+        let untouched = NotProven::Receipt(ReceiptError::NoProvenance);
+        for (case, text, why, want) in [
+            ("untouched", doc("evt_1"), untouched, whole("evt_1")),
+            (
+                "under another id",
+                doc("evt_2"),
+                NotProven::Integrity,
+                whole("evt_1"),
+            ),
+            (
+                "no event",
+                r#"{"_id":"evt_2","a":1}"#.into(),
+                NotProven::Integrity,
+                r#"{"_id":"evt_1","a":1}"#.into(),
+            ),
+            (
+                "no object",
+                "[1]".into(),
+                NotProven::Integrity,
+                r#"{"_id":"evt_1"}"#.into(),
+            ),
+            (
+                "no JSON",
+                "altered".into(),
+                NotProven::Integrity,
+                r#"{"_id":"evt_1"}"#.into(),
+            ),
+        ] {
+            let stored = StoredEvent {
+                position: Position(1),
+                id: "evt_1".into(),
+                kind: Some(Kind::Vex),
+                subject: Some(subject),
+                rev: 1,
+                log_index: None,
+                has_receipt: false,
+                unproven: Some(true),
+                doc: text,
+                provenance: None,
+                trust: None,
+            };
+            let record = Record::read(stored, "dev", &[]);
+            assert_eq!(record.proof().map(|_| ()), Err(why), "{case}");
+            assert_eq!(String::from_utf8_lossy(&record.to_bytes()), want, "{case}");
+        }
+    }
 }

@@ -199,6 +199,8 @@ pub struct StoredEvent {
     pub log_index: Option<u64>,
     /// Whether it is found as having a receipt.
     pub has_receipt: bool,
+    /// Whether it is counted and listed as unproven; `None` if the store holds something else there.
+    pub unproven: Option<bool>,
     /// The document, without `tenant`, `rev`, `provenance` and `trust`.
     pub doc: String,
     /// `provenance`, if any is stored.

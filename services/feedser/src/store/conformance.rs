@@ -80,6 +80,7 @@ fn stored(position: u64, event: &NewEvent, rev: u64, proof: Option<&Proof>) -> S
         rev,
         log_index: proof.map(|proof| proof.log_index),
         has_receipt: proof.is_some(),
+        unproven: Some(proof.is_none()),
         doc: event.doc.clone(),
         provenance: proof.map(|proof| proof.provenance.clone()),
         trust: proof.map(|proof| proof.trust.clone()),

@@ -489,6 +489,70 @@ mod tests {
         assert_eq!(kind_of(0), None);
     }
 
+    #[tokio::test]
+    async fn no_row_leaves_the_list_of_all_by_an_edit_of_its_kind_or_state() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("feedser.db");
+        let store = SqliteStore::open(&path, 1).unwrap();
+        let event = |id: &str| NewEvent {
+            id: id.into(),
+            kind: Kind::Vex,
+            subject: Digest::of(b"subject"),
+            doc: "{}".into(),
+            proof: None,
+            evidence: Vec::new(),
+        };
+        let ids = ["before", "number", "fraction", "text", "bytes", "state", "after"];
+        store.insert_events("dev", ids.map(event).to_vec()).await.unwrap();
+        let connection = Connection::open(&path).unwrap();
+        connection
+            .pragma_update(None, "ignore_check_constraints", true)
+            .unwrap();
+        for (id, edit) in [
+            ("number", "kind = -7"),
+            ("fraction", "kind = 2.5"),
+            ("text", "kind = 'VEX'"),
+            ("bytes", "kind = x'02'"),
+            ("state", "unproven = 'no'"),
+        ] {
+            let sql = format!("UPDATE events SET {edit} WHERE id = ?1");
+            assert_eq!(connection.execute(&sql, [id]).unwrap(), 1);
+        }
+        let limit = PageLimit {
+            rows: 10,
+            bytes: 1 << 20,
+        };
+        let vex = Filter {
+            kinds: vec![Kind::Vex],
+            ..Filter::default()
+        };
+        let of_subject = Filter {
+            subject: Some(Digest::of(b"subject")),
+            ..Filter::default()
+        };
+        for (case, filter, want) in [
+            ("all", Filter::default(), &ids[..]),
+            ("of a kind", vex, &["before", "state", "after"]),
+            ("of the subject", of_subject, &ids),
+        ] {
+            let page = store
+                .page("dev", filter, Position::default(), limit)
+                .await
+                .unwrap();
+            let found: Vec<&str> = page.events.iter().map(|event| event.id.as_str()).collect();
+            assert_eq!(found, want, "{case}");
+        }
+        let counted = store.counts("dev").await.unwrap();
+        assert_eq!(
+            counted,
+            [KindCount {
+                kind: Kind::Vex,
+                unproven: 3,
+                events: 3
+            }]
+        );
+    }
+
     #[test]
     fn queries_use_their_indexes() {
         let dir = tempfile::tempdir().unwrap();
@@ -497,6 +561,7 @@ mod tests {
         let connection = Connection::open(&path).unwrap();
         for (query, index) in [
             (read::SEQS_BY_STATE, "COVERING INDEX events_by_state"),
+            (read::NEXT_GROUP, "COVERING INDEX events_by_state"),
             (read::SEQS_BY_SUBJECT, "INDEX events_by_subject"),
             (read::COUNTS, "COVERING INDEX events_by_state"),
         ] {

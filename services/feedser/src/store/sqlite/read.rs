@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use prost::bytes::Bytes;
-use rusqlite::types::ValueRef;
+use rusqlite::types::{Value, ValueRef};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use stella_attest::digest::Digest;
 use stella_attest::statement::Kind;
@@ -18,14 +18,18 @@ use super::super::{
 };
 use super::{code_of, column, kind_of};
 
-const EVENT_BY_ID: &str = "SELECT seq, id, kind, subject, rev, log_index, has_receipt, doc, provenance, trust \
+const EVENT_BY_ID: &str = "SELECT seq, id, kind, subject, rev, log_index, has_receipt, unproven, doc, provenance, trust \
      FROM events WHERE id = ?1 AND tenant = ?2";
 
-const EVENT_BY_SEQ: &str = "SELECT seq, id, kind, subject, rev, log_index, has_receipt, doc, provenance, trust \
+const EVENT_BY_SEQ: &str = "SELECT seq, id, kind, subject, rev, log_index, has_receipt, unproven, doc, provenance, trust \
      FROM events WHERE seq = ?1";
 
 pub(super) const SEQS_BY_STATE: &str = "SELECT seq FROM events \
      WHERE tenant = ?1 AND kind = ?2 AND unproven = ?3 AND seq > ?4 ORDER BY seq LIMIT ?5";
+
+/// The next kind and state that a tenant's rows have: one step in the index.
+pub(super) const NEXT_GROUP: &str = "SELECT kind, unproven FROM events \
+     WHERE tenant = ?1 AND (kind, unproven) > (?2, ?3) ORDER BY kind, unproven LIMIT 1";
 
 pub(super) const SEQS_BY_SUBJECT: &str = "SELECT seq, kind, unproven FROM events \
      WHERE tenant = ?1 AND subject = ?2 AND seq > ?3 ORDER BY seq";
@@ -106,6 +110,7 @@ pub(super) fn unproven(
     let Some(tenant) = string_id(&transaction, tenant)? else {
         return Ok(Vec::new());
     };
+    let kinds = if kinds.is_empty() { &Kind::ALL[..] } else { kinds };
     let mut found = Vec::new();
     let mut statement = transaction.prepare_cached(
         "SELECT id, kind, subject, CASE WHEN json_valid(doc) THEN doc ->> '$.ts' END FROM events WHERE seq = ?1",
@@ -156,7 +161,7 @@ pub(super) fn counts(connection: &mut Connection, tenant: &str) -> rusqlite::Res
         }
         if let Some(last) = counts.last_mut() {
             last.events += number;
-            last.unproven += if row.get(1)? { number } else { 0 };
+            last.unproven += if integer(row, 1)? == Some(0) { 0 } else { number };
         }
     }
     Ok(counts)
@@ -220,6 +225,23 @@ pub(super) fn find(
     Ok(found)
 }
 
+/// Every kind and state that the tenant's rows have, also those that only an edit gives: no row leaves the list of all.
+fn groups(connection: &Connection, tenant: i64) -> rusqlite::Result<Vec<(Value, Value)>> {
+    let mut statement = connection.prepare_cached(NEXT_GROUP)?;
+    let mut groups = Vec::new();
+    let mut last = (Value::Real(f64::NEG_INFINITY), Value::Real(f64::NEG_INFINITY));
+    loop {
+        let next = statement.query_row(params![tenant, last.0, last.1], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        });
+        match next.optional()? {
+            None => return Ok(groups),
+            Some(group) => last = group,
+        }
+        groups.push(last.clone());
+    }
+}
+
 /// The first `rows` events in any of the asked states: one index range each, merged in the order of append.
 fn seqs_by_state(
     connection: &Connection,
@@ -229,26 +251,22 @@ fn seqs_by_state(
     after: Position,
     rows: usize,
 ) -> rusqlite::Result<Vec<i64>> {
-    let kinds = if kinds.is_empty() { &Kind::ALL[..] } else { kinds };
-    let states = match proven {
-        None => &[false, true][..],
-        Some(true) => &[false],
-        Some(false) => &[true],
-    };
+    let kinds: Vec<Value> = kinds.iter().map(|kind| code_of(*kind).into()).collect();
+    let state = proven.map(|proven| Value::Integer(i64::from(!proven)));
+    let mut groups = groups(connection, tenant)?;
+    groups.retain(|(kind, unproven)| {
+        (kinds.is_empty() || kinds.contains(kind)) && state.as_ref().is_none_or(|state| state == unproven)
+    });
     let rows_wanted = i64::try_from(rows).unwrap_or(i64::MAX);
     let mut statement = connection.prepare_cached(SEQS_BY_STATE)?;
     let mut seqs = Vec::new();
-    for kind in kinds {
-        for is_unproven in states {
-            let range = params![tenant, code_of(*kind), is_unproven, column(after.0), rows_wanted];
-            for seq in statement.query_map(range, |row| row.get::<_, i64>(0))? {
-                seqs.push(seq?);
-            }
+    for (kind, unproven) in groups {
+        let range = params![tenant, kind, unproven, column(after.0), rows_wanted];
+        for seq in statement.query_map(range, |row| row.get::<_, i64>(0))? {
+            seqs.push(seq?);
         }
     }
     seqs.sort_unstable();
-    // A kind that was named twice counts once.
-    seqs.dedup();
     seqs.truncate(rows);
     Ok(seqs)
 }
@@ -267,7 +285,7 @@ fn seqs_by_subject(
     while let Some(row) = answer.next()? {
         let code = integer(row, 1)?.unwrap_or_default();
         let is_kind = filter.kinds.is_empty() || filter.kinds.iter().any(|kind| code_of(*kind) == code);
-        let is_unproven: bool = row.get(2)?;
+        let is_unproven = integer(row, 2)? != Some(0);
         if is_kind && filter.proven.is_none_or(|proven| proven != is_unproven) {
             seqs.push(row.get(0)?);
             if seqs.len() == rows {
@@ -289,9 +307,14 @@ fn stored_event(row: &Row<'_>) -> rusqlite::Result<StoredEvent> {
             .unwrap_or(u64::MAX),
         log_index: integer(row, 5)?.map(|index| u64::try_from(index).unwrap_or(u64::MAX)),
         has_receipt: integer(row, 6)? != Some(0),
-        doc: text(row, 7)?.unwrap_or_default(),
-        provenance: text(row, 8)?,
-        trust: text(row, 9)?,
+        unproven: match integer(row, 7)? {
+            Some(0) => Some(false),
+            Some(1) => Some(true),
+            _ => None,
+        },
+        doc: text(row, 8)?.unwrap_or_default(),
+        provenance: text(row, 9)?,
+        trust: text(row, 10)?,
     })
 }
 
