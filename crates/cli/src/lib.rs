@@ -115,7 +115,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Access(command) => pki::access(command, connection.output),
         Command::Demo(arguments) => return runtime.block_on(demo::run(arguments)),
         Command::Up(place) => runtime.block_on(up::up(place)),
-        Command::Down(place) => runtime.block_on(up::down(place)),
+        Command::Down(place) => runtime.block_on(up::down(place, connection.output)),
         Command::Status(place) => runtime.block_on(up::status(place, connection.output)),
         Command::Attest(arguments) => runtime.block_on(attest::run(arguments, &connection)),
         Command::Publish(arguments) => runtime.block_on(publish::run(arguments, &connection)),

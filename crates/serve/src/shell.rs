@@ -300,6 +300,8 @@ fn reflection(names: &[&str]) -> tonic_reflection::server::Builder<'static> {
     ];
     let builder = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(stella_proto::DESCRIPTORS)
+        // The details of a refusal, so that a generic client can show its reason.
+        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET);

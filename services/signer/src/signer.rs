@@ -45,7 +45,7 @@ pub struct Asker {
 pub struct Signed {
     /// The envelope's canonical bytes.
     pub envelope: Vec<u8>,
-    /// The Sigstore bundle; empty if the signature is not logged.
+    /// The Sigstore bundle; without log entries if the signature is not logged.
     pub bundle: Vec<u8>,
     /// The key that signed.
     pub key_id: KeyId,
@@ -932,10 +932,7 @@ fn logged(outcome: Location, written: &Written) -> Done {
 
 fn answer(recorded: Recorded, entry: Option<LogEntry>) -> Signed {
     let key_id = recorded.key.key_id().clone();
-    let bundle = match &entry {
-        None => Vec::new(),
-        Some(entry) => Evidence::bundle(&recorded.envelope, &key_id, std::slice::from_ref(entry)),
-    };
+    let bundle = Evidence::bundle(&recorded.envelope, &key_id, entry.as_slice());
     Signed {
         envelope: recorded.canonical,
         bundle,

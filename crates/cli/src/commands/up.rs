@@ -97,7 +97,7 @@ pub(crate) async fn up(place: Place) -> Result<(), Failure> {
     Ok(())
 }
 
-pub(crate) async fn down(place: Place) -> Result<(), Failure> {
+pub(crate) async fn down(place: Place, output: Output) -> Result<(), Failure> {
     let dir = open(&place.dir)?;
     let Some(pid) = runner(&dir)?.and_then(rustix::process::Pid::from_raw) else {
         return Err(Failure::not_found(format!(
@@ -115,7 +115,10 @@ pub(crate) async fn down(place: Place) -> Result<(), Failure> {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    print_line("stopped")
+    match output {
+        Output::Json => print_json(&json!({"dir": place.dir, "state": "stopped"})),
+        Output::Table => print_line("stopped"),
+    }
 }
 
 fn open(dir: &Path) -> Result<DevDir, Failure> {
