@@ -1,8 +1,12 @@
 //! The floor of the signing rows: a bare tonic server with the same messages, the same mTLS and the same signature,
 //! and nothing else: no policy, no audit, no identity.
 
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
+use anyhow::Context as _;
 use stella_attest::dsse::Envelope;
 use stella_attest::key::SigningKey;
 use stella_attest::statement::PAYLOAD_TYPE;
@@ -10,16 +14,20 @@ use stella_proto::signer::v1 as pb;
 use stella_proto::signer::v1::signer_service_server::{SignerService, SignerServiceServer};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
+
+/// The hidden argument that makes this program the bare server.
+pub const FLAG: &str = "--bare";
 
 struct Bare {
     key: Arc<SigningKey>,
 }
 
 fn sign(key: &SigningKey, request: &pb::SignRequest) -> Result<pb::SignResponse, Status> {
-    let envelope =
-        Envelope::sign(PAYLOAD_TYPE, &request.payload, key).map_err(|error| Status::internal(error.to_string()))?;
+    let envelope = Envelope::sign(PAYLOAD_TYPE, &request.payload, key)
+        .map_err(|error| Status::internal(error.to_string()))?;
     Ok(pb::SignResponse {
         envelope: envelope.canonical_bytes().into(),
         key_id: key.verifying_key().key_id().to_string(),
@@ -96,24 +104,88 @@ impl SignerService for Bare {
     }
 }
 
-/// The files of the bare server's identity.
+/// The bare server's identity, its callers' authority, and the key that it signs with.
 pub struct Files {
-    pub ca: String,
-    pub cert: String,
-    pub key: String,
-    pub signing_key: String,
+    pub ca: PathBuf,
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    pub signing_key: PathBuf,
+}
+
+/// The server as a process of its own: this program, started with [`FLAG`].
+pub struct BareServer {
+    process: Child,
+    port: u16,
+}
+
+impl BareServer {
+    pub fn start(files: &Files) -> anyhow::Result<Self> {
+        let mut process = Command::new(std::env::current_exe()?)
+            .arg(FLAG)
+            .args([&files.ca, &files.cert, &files.key, &files.signing_key])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut line = String::new();
+        let stdout = process.stdout.take().context("it is piped")?;
+        BufReader::new(stdout).read_line(&mut line)?;
+        let port = line
+            .trim()
+            .parse()
+            .context("the bare server did not say its port")?;
+        Ok(Self { process, port })
+    }
+
+    pub fn url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.port)
+    }
+}
+
+impl Drop for BareServer {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// What the process of the bare server does; it ends with the one that started it.
+pub fn main(arguments: &[String]) -> anyhow::Result<()> {
+    let [ca, cert, key, signing_key] = arguments else {
+        anyhow::bail!("{FLAG} takes four files")
+    };
+    let files = Files {
+        ca: ca.into(),
+        cert: cert.into(),
+        key: key.into(),
+        signing_key: signing_key.into(),
+    };
+    std::thread::spawn(|| {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        std::process::exit(0);
+    });
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(serve(&files))
 }
 
 /// Serves until the process is ended; prints its port first.
-pub async fn serve(files: &Files) -> anyhow::Result<()> {
+async fn serve(files: &Files) -> anyhow::Result<()> {
     let key = SigningKey::from_pkcs8_pem(&std::fs::read_to_string(&files.signing_key)?)?;
     let tls = ServerTlsConfig::new()
-        .identity(Identity::from_pem(std::fs::read(&files.cert)?, std::fs::read(&files.key)?))
+        .identity(Identity::from_pem(
+            std::fs::read(&files.cert)?,
+            std::fs::read(&files.key)?,
+        ))
         .client_ca_root(Certificate::from_pem(std::fs::read(&files.ca)?));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     println!("{}", listener.local_addr()?.port());
-    let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let service = SignerServiceServer::new(Bare { key: Arc::new(key) });
-    Server::builder().tls_config(tls)?.add_service(service).serve_with_incoming(incoming).await?;
+    Server::builder()
+        .tls_config(tls)?
+        .add_service(service)
+        .serve_with_incoming(incoming)
+        .await?;
     Ok(())
 }

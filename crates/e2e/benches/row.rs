@@ -76,6 +76,19 @@ impl Row {
     }
 }
 
+/// The line above the rows.
+pub fn header() -> String {
+    format!(
+        "{:>12} {:>12} {:<10} {:>6}  {:<7} {:<6} ours / floor",
+        "ours", "floor", "", "ratio", "goal", ""
+    )
+}
+
+/// The rate of two kinds of work that are done one after the other, at these rates.
+pub fn in_turn(one: f64, other: f64) -> f64 {
+    1.0 / (1.0 / one + 1.0 / other)
+}
+
 /// The middle of the samples.
 pub fn median(mut samples: Vec<f64>) -> f64 {
     samples.sort_by(f64::total_cmp);

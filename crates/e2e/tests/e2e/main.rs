@@ -1,0 +1,11 @@
+//! All four services together, as processes, over real sockets.
+
+mod audit_log;
+mod bad_input;
+mod cli;
+mod crash;
+mod demo;
+mod doors;
+mod interop;
+mod readme;
+mod trust;
