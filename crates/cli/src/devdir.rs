@@ -465,11 +465,13 @@ fn config(service: Service, ports: &BTreeMap<String, Ports>, witness: &NoteKey) 
     };
     let body = match service {
         Service::Signer => format!(
-            "[keys]\ndir = \"keys\"\nmanifest_key = \"manifest.pem\"\nhistory_key = \"history.pem\"\n\
+            "[keys]\ndir = \"keys\"\nmanifest_key = \"manifest.pem\"\nmanifest_caller = \"{}\"\n\
+             history_key = \"history.pem\"\n\
              history_dir = \"history\"\n\n[log]\ndir = \"log\"\nkey = \"log.pem\"\norigin = \"{ORIGIN}\"\n\
              required_witnesses = [\"{witness}\"]\n\n[audit]\ndir = \"audit\"\nkey = \"audit.pem\"\n\n\
              [[policy.allow]]\ncaller = \"spiffe://stella.local/*\"\ntenant = \"{TENANT}\"\npredicate_type = \"*\"\n\
              key_slot = \"*\"\n\n{}",
+            identity("feedser")?,
             upstream(Service::Verifier)
         ),
         Service::Verifier => format!(

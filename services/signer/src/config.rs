@@ -1,6 +1,7 @@
 //! `signer.toml`: what the service is told when it starts. `deploy/config/signer.toml` shows every key.
 
 use serde::Deserialize;
+use stella_serve::access::SpiffeId;
 use stella_serve::config::{AccessConfig, ConfigPath, ServerConfig, TelemetryConfig, UpstreamConfig};
 
 use crate::policy::Rule;
@@ -36,6 +37,8 @@ pub struct KeysConfig {
     pub dir: ConfigPath,
     /// Private key of manifests.
     pub manifest_key: ConfigPath,
+    /// Who may have manifests signed: Feedser.
+    pub manifest_caller: SpiffeId,
     /// Private key of the key history.
     pub history_key: ConfigPath,
     /// Folder of the key history's versions.

@@ -57,6 +57,9 @@ pub enum Error {
         /// Which slot.
         slot: String,
     },
+    /// A caller that may not have manifests signed.
+    #[error("`{0}` may not have manifests signed")]
+    ManifestNotAllowed(String),
     /// The active key is scoped to other tenants or predicateTypes.
     #[error("the key of slot `{slot}` is not for this tenant and predicateType")]
     KeyScope {
@@ -143,6 +146,7 @@ impl Error {
             }
             Self::NotAllowed { .. } => refuse(Code::PermissionDenied, "SIGNING_NOT_ALLOWED", text),
             Self::KeyNotAllowed { .. } => refuse(Code::PermissionDenied, "KEY_NOT_ALLOWED", text),
+            Self::ManifestNotAllowed(_) => refuse(Code::PermissionDenied, "MANIFEST_NOT_ALLOWED", text),
             Self::KeyScope { .. } => refuse(Code::PermissionDenied, "KEY_SCOPE", text),
             Self::NoActiveKey(_) => refuse_field(Code::NotFound, "KEY_NOT_FOUND", "key_slot", text),
             Self::NoKey(_) => refuse_field(Code::NotFound, "KEY_NOT_FOUND", "key_id", text),

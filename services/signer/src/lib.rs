@@ -143,6 +143,7 @@ fn open(
     let parts = Parts {
         backend: Arc::new(backend),
         manifest_key: read_key(&config.keys.manifest_key)?,
+        manifest_caller: config.keys.manifest_caller.to_string(),
         ledger,
         policy,
         slots: config.keys.slots.clone(),

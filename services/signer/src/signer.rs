@@ -70,6 +70,8 @@ pub struct Parts {
     pub backend: Arc<dyn KeyBackend>,
     /// Signs manifests.
     pub manifest_key: SigningKey,
+    /// Who may have manifests signed.
+    pub manifest_caller: String,
     /// The history of the keys.
     pub ledger: Ledger,
     /// Who may have what signed.
@@ -607,6 +609,9 @@ impl Signer {
         asker: &Asker,
         order: &ManifestOrder,
     ) -> Result<(Envelope, KeyId), Error> {
+        if asker.caller != self.parts.manifest_caller {
+            return Err(Error::ManifestNotAllowed(asker.caller.clone()));
+        }
         let key = &self.parts.manifest_key;
         let call = self.audit.next_call();
         let envelope = Envelope::sign(PAYLOAD_TYPE, &order.payload, key)?;

@@ -76,7 +76,9 @@ impl Records {
     fn calls(&self) -> BTreeMap<&str, Call<'_>> {
         let mut calls: BTreeMap<&str, Call<'_>> = BTreeMap::new();
         for (place, record) in self.0.iter().enumerate() {
-            let Some(call) = record["call"].as_str() else { continue };
+            let Some(call) = record["call"].as_str() else {
+                continue;
+            };
             let call = calls.entry(call).or_default();
             match record["kind"].as_str() {
                 Some("intent") => call.intents.push(record),
@@ -93,7 +95,9 @@ impl Records {
     pub fn signatures(&self, idempotency_key: &str) -> Vec<Vec<u8>> {
         let calls = self.calls();
         let calls = calls.values().filter(|call| call.key() == Some(idempotency_key));
-        calls.flat_map(|call| call.outcomes.iter().map(|outcome| signature(outcome))).collect()
+        calls
+            .flat_map(|call| call.outcomes.iter().map(|outcome| signature(outcome)))
+            .collect()
     }
 
     /// What was recorded of the calls of an idempotency key: the kinds of records, in order.
@@ -104,14 +108,20 @@ impl Records {
             .filter(|(_, call)| call.key() == Some(idempotency_key))
             .map(|(id, _)| id)
             .collect();
-        let records = self.0.iter().filter(|record| record["call"].as_str().is_some_and(|id| ids.contains(id)));
+        let records = self
+            .0
+            .iter()
+            .filter(|record| record["call"].as_str().is_some_and(|id| ids.contains(id)));
         records.filter_map(|record| record["kind"].as_str()).collect()
     }
 
     /// One more than the highest index that a record names.
     fn reach(&self) -> u64 {
         let logged = self.0.iter().filter(|record| record["kind"] == "logged");
-        logged.filter_map(|record| Some(record["logIndex"].as_u64()? + 1)).max().unwrap_or(0)
+        logged
+            .filter_map(|record| Some(record["logIndex"].as_u64()? + 1))
+            .max()
+            .unwrap_or(0)
     }
 }
 
@@ -120,8 +130,13 @@ pub fn segments(dir: &Path) -> Vec<(u64, PathBuf)> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).expect("the audit log is a folder") {
         let path = entry.expect("an entry").path();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let number = name.strip_prefix("audit-").and_then(|name| name.strip_suffix(".ndjson"));
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
+        let number = name
+            .strip_prefix("audit-")
+            .and_then(|name| name.strip_suffix(".ndjson"));
         if let Some(number) = number.and_then(|number| number.parse().ok()) {
             found.push((number, path));
         }
@@ -150,7 +165,10 @@ fn check_head(head: &str, audit_key: &str, hashes: &[Digest]) -> Result<(), Prob
     let (said, tag) = head.trim_end().rsplit_once(' ').ok_or("the head says nothing")?;
     let root = hmac::Key::new(hmac::HMAC_SHA256, audit_key.as_bytes());
     let derived = hmac::sign(&root, b"stella audit log: head");
-    let made = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref()), said.as_bytes());
+    let made = hmac::sign(
+        &hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref()),
+        said.as_bytes(),
+    );
     let (seq, hash) = said.split_once(' ').ok_or("the head says nothing")?;
     let seq: usize = seq.parse().map_err(|_| "the head names no record")?;
     let held = seq.checked_sub(1).and_then(|place| hashes.get(place));
@@ -183,7 +201,9 @@ impl Call<'_> {
     }
 
     fn must_be_logged(&self) -> bool {
-        self.intents.first().is_some_and(|intent| intent["transparency"] == "REQUIRED")
+        self.intents
+            .first()
+            .is_some_and(|intent| intent["transparency"] == "REQUIRED")
     }
 
     fn is_open(&self) -> bool {
@@ -208,7 +228,8 @@ impl Log {
     /// # Errors
     /// Checkpoint, bundles and tiles of hashes do not agree.
     pub fn read(dir: &Path, roots: &TrustRoots) -> Result<Self, Problem> {
-        let read = |path: &Path| std::fs::read(path).map_err(|error| format!("`{}`: {error}", path.display()));
+        let read =
+            |path: &Path| std::fs::read(path).map_err(|error| format!("`{}`: {error}", path.display()));
         let checkpoint = checkpoint(&read(&dir.join("checkpoint"))?, roots)?;
         let mut log = Self {
             entries: Vec::new(),
@@ -229,7 +250,8 @@ impl Log {
         while nodes > 0 {
             for tile in tiles(TileKind::Hashes(level), nodes) {
                 let first = tile.index as usize * usize::from(TILE_WIDTH);
-                let wanted: Vec<Hash> = log.tree.level(level * 8)[first..][..usize::from(tile.width)].to_vec();
+                let wanted: Vec<Hash> =
+                    log.tree.level(level * 8)[first..][..usize::from(tile.width)].to_vec();
                 let (found, _) = read_tile(dir, &tile)?;
                 if !found.starts_with(&wanted.concat()) {
                     return Err(format!("`{tile}` does not agree with the entries"));
@@ -248,7 +270,10 @@ impl Log {
 /// The checkpoint of a trusted log.
 fn checkpoint(note: &[u8], roots: &TrustRoots) -> Result<Checkpoint, Problem> {
     let note = Note::parse(note).map_err(|error| error.to_string())?;
-    let found = roots.logs().iter().find_map(|log| log.key.verify_checkpoint(&note).ok());
+    let found = roots
+        .logs()
+        .iter()
+        .find_map(|log| log.key.verify_checkpoint(&note).ok());
     found.ok_or_else(|| "a checkpoint is not of a trusted log".into())
 }
 
@@ -291,12 +316,17 @@ impl Books {
     /// A log is not whole in itself, or the transparency log does not reach as far as the records say yet.
     pub fn read(dir: &Path) -> Result<Self, Problem> {
         let text = |path: &str| std::fs::read(dir.join(path)).map_err(|error| format!("`{path}`: {error}"));
-        let roots = TrustRoots::parse(&text("verifier/trust-roots.json")?).map_err(|error| error.to_string())?;
+        let roots =
+            TrustRoots::parse(&text("verifier/trust-roots.json")?).map_err(|error| error.to_string())?;
         // In this order, for what was recorded was logged before.
         let records = Records::read(dir)?;
         let log = Log::read(&dir.join("signer/log"), &roots)?;
         if records.reach() > log.size() {
-            return Err(format!("{} entries are published of {}", log.size(), records.reach()));
+            return Err(format!(
+                "{} entries are published of {}",
+                log.size(),
+                records.reach()
+            ));
         }
         Ok(Self { records, log, roots })
     }
@@ -331,12 +361,21 @@ impl Books {
                 ([], [_]) => continue,
                 ([outcome], []) => outcome,
                 (outcomes, abandoned) => {
-                    say(format!("{} outcomes, abandoned {} times", outcomes.len(), abandoned.len()));
+                    say(format!(
+                        "{} outcomes, abandoned {} times",
+                        outcomes.len(),
+                        abandoned.len()
+                    ));
                     continue;
                 }
             };
             if intent["idempotency"].is_object() {
-                let scope = [&intent["caller"], &intent["tenant"], &intent["method"], &intent["idempotency"]["key"]];
+                let scope = [
+                    &intent["caller"],
+                    &intent["tenant"],
+                    &intent["method"],
+                    &intent["idempotency"]["key"],
+                ];
                 let other = by_key.insert(scope.map(Value::to_string).join(" "), id);
                 if let Some(other) = other {
                     say(format!("its idempotency key was signed for by call {other} too"));
@@ -345,7 +384,9 @@ impl Books {
             if !call.must_be_logged() {
                 continue;
             }
-            let key = outcome["key"].as_str().and_then(|id| keys.get(&id.parse::<KeyId>().ok()?));
+            let key = outcome["key"]
+                .as_str()
+                .and_then(|id| keys.get(&id.parse::<KeyId>().ok()?));
             let pae = intent["pae"].as_str().and_then(|pae| pae.parse::<Digest>().ok());
             let (Some(key), Some(pae)) = (key, pae) else {
                 say("its key or its digest is unknown".into());
@@ -428,7 +469,10 @@ impl Stated {
     fn covers(&self, logged: &Value) -> Result<(), Problem> {
         let (size, index) = (logged["treeSize"].as_u64(), logged["logIndex"].as_u64());
         if Some(self.size) != size || index >= size {
-            return Err(format!("its checkpoint of {} is not the recorded one of {size:?}", self.size));
+            return Err(format!(
+                "its checkpoint of {} is not the recorded one of {size:?}",
+                self.size
+            ));
         }
         if self.times.iter().any(|time| logged["trustedAt"] == **time) {
             Ok(())

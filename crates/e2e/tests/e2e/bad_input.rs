@@ -1571,14 +1571,16 @@ async fn what_cannot_be_signed_is_refused_and_not_logged() {
             "in a batch"
         );
     }
+    // The manifest key is Feedser's, and signs nothing but manifests for it either.
+    let as_feedser = world
+        .stack
+        .connect("signer", &world.stack.stolen("feedser"), None)
+        .await;
+    let mut as_feedser = SignerServiceClient::new(as_feedser.expect("let in"));
     let manifest = signer::SignManifestRequest {
         payload: statement_with("/predicate/n", json!(1)).into(),
     };
-    let manifest = world
-        .signer()
-        .await
-        .sign_manifest(world.stack.request(manifest))
-        .await;
+    let manifest = as_feedser.sign_manifest(world.stack.request(manifest)).await;
     assert_eq!(
         refused(manifest),
         invalid("NOT_A_MANIFEST", "payload.predicateType")

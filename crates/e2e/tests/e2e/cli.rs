@@ -4,7 +4,7 @@
 //! their own.
 
 use std::fs::Permissions;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -19,7 +19,7 @@ use stella_proto::verifier::v1 as verifier;
 use stella_proto::verifier::v1::verifier_service_client::VerifierServiceClient;
 use stella_testkit::rest::Body;
 use stella_testkit::stack::{Ended, Stack};
-use stella_testkit::tools::{built, tool};
+use stella_testkit::tools::built;
 
 const BUILD: &str = r#"{"buildDefinition":{"buildType":"https://example.com/make","externalParameters":{}},"runDetails":{"builder":{"id":"https://example.com/ci"}}}"#;
 const SBOM: &str = r#"{"bomFormat":"CycloneDX","specVersion":"1.6","version":1}"#;
@@ -228,68 +228,6 @@ fn the_way_of_an_artifact_is_typed_as_it_is_documented() {
             .collect();
         assert_eq!(ids, own, "{file}");
     }
-}
-
-/// Every line that the README has a shell read, in order.
-fn readme() -> String {
-    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md");
-    let mut lines = String::new();
-    let mut is_shell = false;
-    for line in std::fs::read_to_string(readme).expect("the README").lines() {
-        match line {
-            "```sh" => is_shell = true,
-            "```" => is_shell = false,
-            line if is_shell => lines += &format!("{line}\n"),
-            _ => {}
-        }
-    }
-    lines
-}
-
-#[test]
-fn the_readme_works_by_copy_and_paste() {
-    let needed = ["cosign", "grpcurl", "buf", "curl", "jq"].map(tool);
-    let [Some(cosign), Some(grpcurl), Some(buf), Some(_), Some(_)] = needed else {
-        return;
-    };
-    let stack = Stack::start();
-    let folder = stack.file("readme");
-    std::fs::create_dir_all(folder.join("target/release")).expect("a folder");
-    symlink(built("stella"), folder.join("target/release/stella")).expect("a link");
-    symlink(stack.dir(), folder.join(".stella-up")).expect("a link");
-    let folders = [&cosign, &grpcurl, &buf].map(|program| text(program.parent().expect("a folder")));
-    let path = format!(
-        "{}:{}",
-        folders.join(":"),
-        std::env::var("PATH").unwrap_or_default()
-    );
-    let mut command = Command::new("sh");
-    command
-        .args(["-eu", "-c", &readme()])
-        .env("PATH", path)
-        .env("HOME", &folder)
-        .current_dir(&folder);
-    let ended = Ended::of(command.stdin(Stdio::null()));
-    assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
-    for line in [
-        "VERIFIED",
-        "ALLOW by GATE-PROVEN-SCAN",
-        "stella.signer.v1.SignerService",
-        "active  cosign:SHA256-PKIX:",
-    ] {
-        assert!(
-            ended.stdout.lines().any(|own| own.starts_with(line)),
-            "{line} in {}",
-            ended.stdout
-        );
-    }
-    assert!(
-        ended.stdout.contains("1 proven, 0 not found, 0 errors"),
-        "{}",
-        ended.stdout
-    );
-    assert!(ended.stdout.contains(", 0 altered"), "{}", ended.stdout);
-    assert!(ended.stderr.contains("Verified OK"), "{}", ended.stderr);
 }
 
 /// A bundle about the artifact `name`, made once.

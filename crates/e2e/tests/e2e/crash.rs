@@ -155,13 +155,17 @@ fn records(stack: &Stack) -> Records {
 }
 
 fn signal(pid: i32, name: &str) {
-    let sent = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status();
+    let sent = Command::new("kill")
+        .args([&format!("-{name}"), &pid.to_string()])
+        .status();
     assert!(sent.expect("kill runs").success(), "{name} to {pid}");
 }
 
 fn status_of(pid: i32, field: &str) -> Option<String> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let value = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
+    let value = status
+        .lines()
+        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
     Some(value.trim().to_owned())
 }
 
@@ -173,7 +177,9 @@ fn is_dead(pid: i32) -> bool {
 /// `stella up`, which starts again what dies.
 fn supervisor(stack: &Stack) -> i32 {
     let parent = status_of(stack.pid("signer"), "PPid");
-    parent.and_then(|parent| parent.parse().ok()).expect("the supervisor runs")
+    parent
+        .and_then(|parent| parent.parse().ok())
+        .expect("the supervisor runs")
 }
 
 /// A process that stands still until this is dropped.

@@ -112,7 +112,11 @@ const fn torn(thread: &'static str, tear: Tear) -> Death {
 /// Every death of a call, in the order of its steps.
 const DEATHS_OF_A_CALL: &[(&str, Death, Left)] = &[
     ("before anything is written", at("audit", "pwrite64", 1), NOTHING),
-    ("before the outcome is durable", at("audit", "fdatasync", 1), SIGNED),
+    (
+        "before the outcome is durable",
+        at("audit", "fdatasync", 1),
+        SIGNED,
+    ),
     ("the intent is torn", torn("audit", Tear::EndOfIntent), NOTHING),
     (
         "the outcome did not arrive",
@@ -135,11 +139,27 @@ const DEATHS_OF_A_CALL: &[(&str, Death, Left)] = &[
         at("audit", "pwrite64", 2),
         SIGNED,
     ),
-    ("before the journal has the entry", at("log-write", "write", 1), SIGNED),
-    ("before the entry is durable", at("log-write", "fdatasync", 1), INTEGRATED),
+    (
+        "before the journal has the entry",
+        at("log-write", "write", 1),
+        SIGNED,
+    ),
+    (
+        "before the entry is durable",
+        at("log-write", "fdatasync", 1),
+        INTEGRATED,
+    ),
     ("the entry is torn", torn("log-write", Tear::EndOfJournal), SIGNED),
-    ("before a tile is made", at("log-publish", "openat", 1), PUBLISHING),
-    ("before a tile is filled", at("log-publish", "write", 1), PUBLISHING),
+    (
+        "before a tile is made",
+        at("log-publish", "openat", 1),
+        PUBLISHING,
+    ),
+    (
+        "before a tile is filled",
+        at("log-publish", "write", 1),
+        PUBLISHING,
+    ),
     ("between two tiles", at("log-publish", "openat", 2), PUBLISHING),
     (
         "before the checkpoint is published",
@@ -147,7 +167,11 @@ const DEATHS_OF_A_CALL: &[(&str, Death, Left)] = &[
         PUBLISHING,
     ),
     ("before the witness has cosigned", Death::Unwitnessed, INTEGRATED),
-    ("the witness has cosigned", at("log-cosign", "openat", 1), WITNESSED),
+    (
+        "the witness has cosigned",
+        at("log-cosign", "openat", 1),
+        WITNESSED,
+    ),
     (
         "before its cosignature is written over the last one",
         at_size(20, "log-cosign", "pwrite64", 1),
@@ -168,7 +192,11 @@ const DEATHS_OF_A_CALL: &[(&str, Death, Left)] = &[
         at("audit", "pwrite64", 3),
         KEPT,
     ),
-    ("before the log record is durable", at("audit", "fdatasync", 2), LOGGED),
+    (
+        "before the log record is durable",
+        at("audit", "fdatasync", 2),
+        LOGGED,
+    ),
     (
         "the log record is durable, and nobody knows",
         at("audit", "pwrite64", 4),
@@ -201,7 +229,10 @@ async fn a_signer_that_dies_between_any_two_steps_of_a_call_loses_nothing_and_si
         }
         match &recorded[..] {
             [] => {}
-            [signature] => assert_eq!(&answer.signature, signature, "{case}: what was signed is taken up"),
+            [signature] => assert_eq!(
+                &answer.signature, signature,
+                "{case}: what was signed is taken up"
+            ),
             several => panic!("{case}: {} signatures", several.len()),
         }
         assert_eq!(caller.sign_until_answered(&order).await, answer, "{case}: again");
@@ -275,7 +306,10 @@ async fn die(
     match death {
         Death::Answered => until("it is answered", || call.is_finished()).await,
         Death::Unwitnessed => {
-            until("the entry is published", || size_of(&stack.dir().join("signer/log/checkpoint")) > size).await;
+            until("the entry is published", || {
+                size_of(&stack.dir().join("signer/log/checkpoint")) > size
+            })
+            .await;
         }
         _ => {}
     }
@@ -297,10 +331,17 @@ async fn die(
 fn look(stack: &Stack, order: &pb::SignRequest, size: u64, left: &Left, case: &str) -> Vec<Vec<u8>> {
     let records = records(stack);
     let recorded = records.signatures(&order.idempotency_key);
-    assert_eq!(records.of(&order.idempotency_key), left.records, "{case}: records");
+    assert_eq!(
+        records.of(&order.idempotency_key),
+        left.records,
+        "{case}: records"
+    );
     let journal = stack.dir().join("signer/log/journal");
     let mut bytes = Vec::new();
-    for segment in std::fs::read_dir(journal).expect("the journal is a folder").flatten() {
+    for segment in std::fs::read_dir(journal)
+        .expect("the journal is a folder")
+        .flatten()
+    {
         bytes.extend(std::fs::read(segment.path()).expect("a segment"));
     }
     // The journal of a log holds checkpoints of a size from when that is durable: the last one is the newest.
@@ -314,7 +355,11 @@ fn look(stack: &Stack, order: &pb::SignRequest, size: u64, left: &Left, case: &s
         let mut heads = heads.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
         let head = std::fs::read(heads.next().expect("a head")).expect("a head");
         let head: Value = serde_json::from_slice(&head).expect("JSON");
-        assert_eq!(head["size"].as_u64() > Some(size), witnessed, "{case}: the witness");
+        assert_eq!(
+            head["size"].as_u64() > Some(size),
+            witnessed,
+            "{case}: the witness"
+        );
     }
     if let Some(kept) = left.kept {
         let cosigned = size_of(&stack.dir().join("signer/log/checkpoint.cosigned"));
@@ -326,7 +371,10 @@ fn look(stack: &Stack, order: &pb::SignRequest, size: u64, left: &Left, case: &s
 /// The size that a checkpoint states.
 fn size_of(checkpoint: &Path) -> u64 {
     let note = std::fs::read_to_string(checkpoint).unwrap_or_default();
-    note.lines().nth(1).and_then(|size| size.parse().ok()).unwrap_or(0)
+    note.lines()
+        .nth(1)
+        .and_then(|size| size.parse().ok())
+        .unwrap_or(0)
 }
 
 /// Takes away the end of what was written last.
@@ -334,19 +382,38 @@ fn tear_off(stack: &Stack, tear: Tear) {
     let path = match tear {
         Tear::EndOfJournal => {
             let journal = std::fs::read_dir(stack.dir().join("signer/log/journal")).expect("a folder");
-            journal.flatten().map(|entry| entry.path()).max().expect("a segment")
+            journal
+                .flatten()
+                .map(|entry| entry.path())
+                .max()
+                .expect("a segment")
         }
-        _ => segments(&stack.dir().join("signer/audit")).pop().expect("a segment").1,
+        _ => {
+            segments(&stack.dir().join("signer/audit"))
+                .pop()
+                .expect("a segment")
+                .1
+        }
     };
     let bytes = std::fs::read(&path).expect("a file");
     let lines: Vec<&[u8]> = bytes.split_inclusive(|byte| *byte == b'\n').collect();
-    let last = |count: usize| lines.iter().rev().take(count).map(|line| line.len()).sum::<usize>();
+    let last = |count: usize| {
+        lines
+            .iter()
+            .rev()
+            .take(count)
+            .map(|line| line.len())
+            .sum::<usize>()
+    };
     let gone = match tear {
         Tear::EndOfJournal => 10,
         Tear::Outcome => last(1),
         Tear::EndOfOutcome => 10,
         Tear::EndOfIntent => last(1) + 10,
     };
-    let file = std::fs::OpenOptions::new().write(true).open(&path).expect("a file");
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .expect("a file");
     file.set_len((bytes.len() - gone) as u64).expect("cuts");
 }

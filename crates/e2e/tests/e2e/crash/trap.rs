@@ -65,17 +65,16 @@ impl Trap {
         let mut line = String::new();
         said.read_line(&mut line).expect("reads");
         assert!(line.contains(" attached"), "strace said {line:?}");
-        Self {
-            strace,
-            _said: said,
-        }
+        Self { strace, _said: said }
     }
 }
 
 impl Drop for Trap {
     fn drop(&mut self) {
         // It lets go of the process, where that still runs. Killed, it would leave it stopped.
-        let _ = Command::new("kill").args(["-TERM", &self.strace.id().to_string()]).status();
+        let _ = Command::new("kill")
+            .args(["-TERM", &self.strace.id().to_string()])
+            .status();
         let _ = self.strace.wait();
     }
 }
