@@ -407,11 +407,10 @@ impl Stack {
         child_of(self.up.id(), service).unwrap_or_else(|| panic!("{service} does not run"))
     }
 
-    /// Ends a service at once (kill -9); the supervisor starts it again.
-    pub fn kill(&self, service: &str) {
-        if let Some(pid) = child_of(self.up.id(), service) {
-            signal(pid, "KILL");
-        }
+    /// Ends a service at once (kill -9); the supervisor starts it again. False if it did not run.
+    pub fn kill(&self, service: &str) -> bool {
+        let pid = child_of(self.up.id(), service);
+        pid.inspect(|pid| signal(*pid, "KILL")).is_some()
     }
 
     /// Sends `name` (such as `STOP`) to a service.

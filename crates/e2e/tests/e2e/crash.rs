@@ -10,7 +10,6 @@ mod history;
 mod signing;
 mod trap;
 mod up;
-mod witness;
 
 use std::process::Command;
 use std::time::{Duration, Instant};

@@ -5,12 +5,11 @@ use std::path::Path;
 use serde_json::Value;
 use stella_proto::signer::v1 as pb;
 use stella_proto::signer::v1::sign_batch_result::Outcome;
-use stella_proto::status::reason;
 use stella_testkit::stack::Stack;
 use stella_testkit::tools::tool;
-use tonic::{Code, Status};
+use tonic::Status;
 
-use super::trap::{Fate, Place, Trap};
+use super::trap::{Place, Trap};
 use super::{Caller, Held, is_dead, order, records, settled, signal, supervisor, until};
 use crate::audit_log::segments;
 
@@ -295,7 +294,7 @@ async fn die(
     let witness = matches!(death, Death::Unwitnessed).then(|| Held::hold(stack.pid("verifier")));
     let trap = match death {
         Death::At(place) | Death::AtSize(_, place) | Death::Torn(place, _) => {
-            Some(Trap::at(strace, signer, place, Fate::Killed))
+            Some(Trap::at(strace, signer, place))
         }
         Death::Unwitnessed | Death::Answered => None,
     };
@@ -406,7 +405,8 @@ fn tear_off(stack: &Stack, tear: Tear) {
             .sum::<usize>()
     };
     let gone = match tear {
-        Tear::EndOfJournal => 10,
+        // The new checkpoint, which stands at the end of its batch, and more.
+        Tear::EndOfJournal => 200,
         Tear::Outcome => last(1),
         Tear::EndOfOutcome => 10,
         Tear::EndOfIntent => last(1) + 10,

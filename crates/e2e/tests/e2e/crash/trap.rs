@@ -1,7 +1,6 @@
 //! Kills a process at a system call of its own.
 //!
-//! `strace` attaches to one thread, or to a process and all that it starts, and injects a signal as the call is
-//! entered: SIGKILL then, so the call is not made any more. Its counters are per thread and call.
+//! `strace` attaches to one thread and injects SIGKILL as the call is entered, so the call is not made any more.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -15,17 +14,6 @@ pub(super) struct Place {
     pub(super) nth: u32,
 }
 
-/// What happens at the call.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Fate {
-    /// The process dies before it.
-    Killed,
-    /// It fails, and is not made.
-    Fails,
-    /// It is made, and returns only after so many seconds.
-    Late(u32),
-}
-
 /// A tracer that waits for its call; gone when dropped.
 pub(super) struct Trap {
     strace: Child,
@@ -35,28 +23,12 @@ pub(super) struct Trap {
 
 impl Trap {
     /// Waits for one thread of `pid`.
-    pub(super) fn at(strace: &Path, pid: i32, place: Place, fate: Fate) -> Self {
+    pub(super) fn at(strace: &Path, pid: i32, place: Place) -> Self {
         let Place { thread, call, nth } = place;
-        let tid = thread_of(pid, thread);
-        Self::set(strace, &["-p", &tid], &[call], nth, fate)
-    }
-
-    /// Waits for whichever thread of `pid`, or of a process that it starts from now on, is the first.
-    pub(super) fn within(strace: &Path, pid: i32, calls: &[&str], nth: u32, fate: Fate) -> Self {
-        Self::set(strace, &["-f", "-p", &pid.to_string()], calls, nth, fate)
-    }
-
-    fn set(strace: &Path, target: &[&str], calls: &[&str], nth: u32, fate: Fate) -> Self {
-        let calls = calls.join(",");
-        let fate = match fate {
-            Fate::Killed => "signal=SIGKILL".to_owned(),
-            Fate::Fails => "error=EIO".to_owned(),
-            Fate::Late(seconds) => format!("delay_exit={seconds}000000"),
-        };
         let mut strace = Command::new(strace)
-            .args(target)
-            .args(["-o", "/dev/null", "-e", &format!("trace={calls}")])
-            .args(["-e", &format!("inject={calls}:{fate}:when={nth}")])
+            .args(["-p", &thread_of(pid, thread)])
+            .args(["-o", "/dev/null", "-e", &format!("trace={call}")])
+            .args(["-e", &format!("inject={call}:signal=SIGKILL:when={nth}")])
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
