@@ -28,7 +28,8 @@ pub(crate) fn folder(suite: &str) -> Option<PathBuf> {
 /// Says a line that is shown even when the test passes.
 fn say(line: &str) {
     // `println!` would be captured.
-    writeln!(std::io::stdout(), "{line}").unwrap();
+    let mut out = std::io::stdout().lock();
+    out.write_all(format!("{line}\n").as_bytes()).unwrap();
 }
 
 /// Every file below `folder`, sorted.
