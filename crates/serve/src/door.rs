@@ -144,7 +144,7 @@ impl Door {
     fn pass(&self, mut request: Request<Incoming>, mut call: Call, terms: Terms, is_grpc: bool) -> Passing {
         let hall = &self.hall;
         let span = if hall.traced {
-            telemetry::call_span(request.headers())
+            telemetry::call_span(call.method().trim_start_matches('/'), request.headers())
         } else {
             Span::none()
         };

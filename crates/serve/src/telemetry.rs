@@ -174,12 +174,12 @@ fn describe() {
     );
 }
 
-/// The span of a call, a child of the caller's.
-pub(crate) fn call_span(headers: &http::HeaderMap) -> Span {
+/// The span of a call of `method`, a child of the caller's.
+pub(crate) fn call_span(method: &str, headers: &http::HeaderMap) -> Span {
     let span = tracing::info_span!(
         "call",
         otel.kind = "server",
-        otel.name = tracing::field::Empty,
+        otel.name = method,
         otel.status_code = tracing::field::Empty,
         rpc.system = "grpc",
         rpc.grpc.status_code = tracing::field::Empty,

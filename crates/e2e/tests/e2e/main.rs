@@ -8,4 +8,5 @@ mod demo;
 mod doors;
 mod interop;
 mod readme;
+mod telemetry;
 mod trust;

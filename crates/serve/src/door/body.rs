@@ -105,7 +105,12 @@ impl http_body::Body for DoorBody {
         let Some(inner) = &mut this.inner else {
             return Poll::Ready(None);
         };
-        match catch_unwind(AssertUnwindSafe(|| Pin::new(inner).poll_frame(cx))) {
+        let polled = {
+            // A stream works while it is polled: what it calls and starts belongs to the call.
+            let _entered = this.call.as_ref().map(|call| call.span.enter());
+            catch_unwind(AssertUnwindSafe(|| Pin::new(inner).poll_frame(cx)))
+        };
+        match polled {
             Ok(Poll::Ready(Some(Ok(mut frame)))) => {
                 if let Some(trailers) = frame.trailers_mut() {
                     this.end_with(trailers);

@@ -158,8 +158,6 @@ impl Call {
     }
 
     fn record(&self, code: Code) {
-        self.span
-            .record("otel.name", self.method().trim_start_matches('/'));
         self.span.record("rpc.grpc.status_code", code as i32);
         self.span.record("caller", self.peer.identity.as_str());
         self.span.record("request_id", tracing::field::display(&self.id));
@@ -174,7 +172,7 @@ impl Call {
         }
     }
 
-    fn method(&self) -> &str {
+    pub(super) fn method(&self) -> &str {
         match &self.named {
             Named::Known(number) => &self.hall.methods.get(*number).path,
             Named::Unknown => "unknown",
