@@ -102,6 +102,19 @@ pub(crate) enum Begin {
     Repeat(Done),
 }
 
+/// How a call that is signed and not logged stands.
+#[derive(Debug)]
+pub(crate) enum Resume {
+    /// It waited to be taken up.
+    Taken(Ticket),
+    /// Its caller has taken it up.
+    Running,
+    /// Its caller has seen it through.
+    Finished,
+    /// Its key is not remembered any more.
+    Forgotten,
+}
+
 /// Why a call with a key may not go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IdempotencyError {
@@ -208,15 +221,20 @@ impl Idempotency {
     }
 
     /// Takes the ticket of a call that is signed and not logged, for the Signer's own retry.
-    pub(crate) fn resume(&self, scope: Scope) -> Option<Ticket> {
+    pub(crate) fn resume(&self, scope: Scope) -> Resume {
         let mut shard = self.shard(&scope);
-        let entry = shard.entries.get_mut(&scope)?;
-        if entry.running || !matches!(entry.done, Some(Done::Unlogged { .. })) {
-            return None;
+        let Some(entry) = shard.entries.get_mut(&scope) else {
+            return Resume::Forgotten;
+        };
+        if entry.running {
+            return Resume::Running;
+        }
+        if !matches!(entry.done, Some(Done::Unlogged { .. })) {
+            return Resume::Finished;
         }
         entry.running = true;
         drop(shard);
-        Some(self.ticket(scope))
+        Resume::Taken(self.ticket(scope))
     }
 
     fn ticket(&self, scope: Scope) -> Ticket {
@@ -408,14 +426,16 @@ mod tests {
         };
         assert_eq!(done, unlogged(1));
         assert_eq!(outcome(begin(3)), Err(IdempotencyError::Running));
-        assert!(
-            keys.resume(scope).is_none(),
-            "a call that runs cannot be taken up twice"
-        );
+        assert!(matches!(keys.resume(scope), Resume::Running));
         drop(ticket);
-        let ticket = keys.resume(scope).expect("it does not run any more");
+        let Resume::Taken(ticket) = keys.resume(scope) else {
+            panic!("it does not run any more")
+        };
+        assert_eq!(outcome(begin(4)), Err(IdempotencyError::Running));
         ticket.finish(signed(2));
-        assert!(keys.resume(scope).is_none(), "a finished call cannot be taken up");
+        assert!(matches!(keys.resume(scope), Resume::Finished));
+        let other = Scope::new("ci", "acme", "Sign", "other");
+        assert!(matches!(keys.resume(other), Resume::Forgotten));
         assert_eq!(outcome(begin(4)), Ok(("repeat", Some(signed(2)))));
     }
 

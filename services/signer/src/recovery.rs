@@ -11,7 +11,7 @@ use stella_attest::timestamp::Timestamp;
 
 use crate::audit::record::{CallId, Draft, Fields};
 use crate::audit::{AuditError, Location};
-use crate::idempotency::{Done, Idempotency, Scope};
+use crate::idempotency::{Done, Idempotency, Resume, Scope};
 use crate::order::Transparency;
 use crate::signer::Unfinished;
 
@@ -31,7 +31,10 @@ pub(crate) struct Recovery {
     /// Calls that are not known to be over.
     open: BTreeMap<CallId, Call>,
     finished: Vec<(Scope, Digest, Timestamp, Done)>,
-    checkpoint: Option<(Location, String)>,
+    /// Where the last checkpoint record stands.
+    checkpoint: Option<Location>,
+    /// The largest checkpoint that was recorded: calls that end together are not recorded in the order of theirs.
+    floor: Option<Checkpoint>,
     latest: HashMap<KeyId, Timestamp>,
 }
 
@@ -60,7 +63,7 @@ impl Recovery {
             "logged" => {
                 let call = fields.call().ok_or_else(malformed)?;
                 self.note_latest(call, fields.trusted_at());
-                let checkpoint = self.checkpoint.as_ref().map_or(at, |(location, _)| *location);
+                let checkpoint = self.checkpoint.unwrap_or(at);
                 self.finish(call, |outcome| Done::Logged {
                     outcome,
                     logged: at,
@@ -81,7 +84,12 @@ impl Recovery {
                 }
             }
             "checkpoint" => {
-                self.checkpoint = Some((at, fields.note.as_deref().ok_or_else(malformed)?.to_owned()));
+                self.checkpoint = Some(at);
+                let found = checkpoint(fields.note.as_deref().ok_or_else(malformed)?);
+                let floor = self.floor.as_ref().map(|floor| floor.size);
+                self.floor = found
+                    .filter(|found| Some(found.size) > floor)
+                    .or(self.floor.take());
             }
             _ => {}
         }
@@ -108,10 +116,9 @@ impl Recovery {
         }
     }
 
-    /// The last checkpoint that was recorded.
+    /// The largest checkpoint that was recorded.
     pub(crate) fn floor(&self) -> Option<Checkpoint> {
-        let (_, note) = self.checkpoint.as_ref()?;
-        Checkpoint::parse(Note::parse(note.as_bytes()).ok()?.text()).ok()
+        self.floor.clone()
     }
 
     /// Fills `idempotency`; returns the records of abandoned intents, what must be logged, and the latest times.
@@ -137,6 +144,11 @@ impl Recovery {
                 idempotency.restore(scope, request, open.at, Done::Unlogged { outcome }, now);
             }
             let scope = open.idempotency.map(|(scope, _)| scope);
+            let ticket = scope.and_then(|scope| match idempotency.resume(scope) {
+                Resume::Taken(ticket) => Some(ticket),
+                // The key's day is over.
+                Resume::Running | Resume::Finished | Resume::Forgotten => None,
+            });
             unfinished.push(Unfinished {
                 call,
                 key: open.key,
@@ -144,10 +156,15 @@ impl Recovery {
                 signature,
                 outcome,
                 scope,
+                ticket,
             });
         }
         (abandoned, unfinished, self.latest)
     }
+}
+
+fn checkpoint(note: &str) -> Option<Checkpoint> {
+    Checkpoint::parse(Note::parse(note.as_bytes()).ok()?.text()).ok()
 }
 
 fn intent(fields: &Fields<'_>) -> Option<Call> {
@@ -164,4 +181,39 @@ fn intent(fields: &Fields<'_>) -> Option<Call> {
         at: fields.at()?,
         outcome: None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use stella_attest::key::{Algorithm, SigningKey};
+    use stella_attest::merkle::EMPTY_ROOT;
+    use stella_attest::note::NoteSigner;
+
+    use super::*;
+
+    #[test]
+    fn the_floor_is_the_largest_checkpoint_whatever_was_recorded_last() {
+        let key = SigningKey::generate(Algorithm::Ed25519).expect("a key");
+        let signer = NoteSigner::new("log", &key).expect("a signer");
+        let mut recovery = Recovery::default();
+        for (seq, size) in [(1, 10), (2, 12), (3, 11)] {
+            let checkpoint = Checkpoint {
+                origin: "log".into(),
+                size,
+                root: EMPTY_ROOT,
+                extensions: Vec::new(),
+            };
+            let note = Note::sign(&checkpoint.to_text(), &signer)
+                .expect("a note")
+                .to_string();
+            let line = serde_json::json!({
+                "at": "2025-11-11T12:00:00Z", "kind": "checkpoint", "note": note, "previous": "", "seq": seq,
+            });
+            let line = line.to_string();
+            let fields = Fields::parse(line.as_bytes()).expect("a record");
+            recovery.visit(Location::for_tests(seq), &fields).expect("whole");
+        }
+        assert_eq!(recovery.floor().map(|floor| floor.size), Some(12));
+        assert_eq!(recovery.checkpoint, Some(Location::for_tests(3)));
+    }
 }

@@ -5,8 +5,10 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures_util::future::join_all;
+use futures_util::{StreamExt as _, stream};
 use prost::bytes::Bytes;
 use stella_attest::cosignature;
 use stella_attest::digest::Digest;
@@ -18,18 +20,24 @@ use stella_attest::note::{Note, NoteKey};
 use stella_attest::pattern;
 use stella_attest::statement::PAYLOAD_TYPE;
 use stella_attest::timestamp::Timestamp;
-use stella_tlog::{Submission, TransparencyLog};
+use stella_tlog::{LogError, Submission, TransparencyLog};
 use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 
 use crate::audit::record::{CallId, Draft, Intent, Phase, RecordedKey, Rotation};
-use crate::audit::{Audit, Location, Written};
+use crate::audit::{Audit, AuditError, Location, Written};
 use crate::config::SlotConfig;
 use crate::error::Error;
-use crate::idempotency::{Begin, Done, Idempotency, Scope, Ticket};
+use crate::idempotency::{Begin, Done, Idempotency, Resume, Scope, Ticket};
 use crate::keys::{BackendKey, KeyBackend};
 use crate::ledger::Ledger;
 use crate::order::{ManifestOrder, RotateOrder, SignOrder, Transparency};
 use crate::policy::{Refusal, SigningPolicy};
+
+/// Signatures of an earlier run that are logged at the same time.
+const UNFINISHED_AT_A_TIME: usize = 512;
+/// Pauses before those are tried again that could not be logged.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Who asks, for which tenant.
 #[derive(Clone, Debug)]
@@ -816,34 +824,64 @@ impl Signer {
         tokio::task::block_in_place(|| self.parts.ledger.publish(keys)).map_err(Error::History)
     }
 
-    /// Logs what was signed before the process ended and is not known to be logged.
-    pub(crate) async fn log_unfinished(&self, unfinished: Vec<Unfinished>) {
+    /// Logs what was signed before the process ended and is not known to be logged; returns when all of it is.
+    ///
+    /// A witness that is away, or a log that is busy, is waited for: nobody else may ever ask for these signatures.
+    pub(crate) async fn log_unfinished(&self, mut unfinished: Vec<Unfinished>) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let round = stream::iter(unfinished).map(|left| self.log_left(left));
+            let again = round.buffer_unordered(UNFINISHED_AT_A_TIME);
+            unfinished = again.filter_map(|left| async { left }).collect().await;
+            if unfinished.is_empty() {
+                return;
+            }
+            tracing::warn!(
+                count = unfinished.len(),
+                "signatures of an earlier run are not logged yet"
+            );
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Logs one; gives it back if that must be tried again.
+    async fn log_left(&self, mut left: Unfinished) -> Option<Unfinished> {
+        let ticket = match (left.ticket.take(), left.scope) {
+            (None, Some(scope)) => match self.idempotency.resume(scope) {
+                Resume::Taken(ticket) => Some(ticket),
+                Resume::Running => return Some(left),
+                Resume::Finished => return None,
+                Resume::Forgotten => None,
+            },
+            (ticket, _) => ticket,
+        };
         let history = self.parts.ledger.current();
-        let calls = unfinished.into_iter().filter_map(|left| {
-            let known = history
-                .keys()
-                .iter()
-                .find(|known| known.key.key_id().as_str() == left.key)?;
-            let signed = Recorded {
-                envelope: Envelope {
-                    payload_type: String::new(),
-                    payload: Vec::new(),
-                    signatures: vec![signature(left.signature)],
-                },
-                canonical: Vec::new(),
-                pae: left.pae,
-                key: known.key.clone(),
-                call: left.call,
-                outcome: left.outcome,
-            };
-            let ticket = left.scope.and_then(|scope| self.idempotency.resume(scope));
-            Some(async move {
-                if let Err(error) = self.log(signed, ticket).await {
-                    tracing::warn!(%error, "a signature of an earlier run is not logged yet");
-                }
-            })
-        });
-        join_all(calls).await;
+        let known = history
+            .keys()
+            .iter()
+            .find(|known| known.key.key_id().as_str() == left.key)?;
+        let signed = Recorded {
+            envelope: Envelope {
+                payload_type: String::new(),
+                payload: Vec::new(),
+                signatures: vec![signature(left.signature.clone())],
+            },
+            canonical: Vec::new(),
+            pae: left.pae,
+            key: known.key.clone(),
+            call: left.call,
+            outcome: left.outcome,
+        };
+        match self.log(signed, ticket).await {
+            Ok(_) => None,
+            Err(Error::Log(LogError::WitnessUnavailable(_) | LogError::Busy)) => Some(left),
+            Err(Error::Audit(AuditError::Unavailable(_))) => Some(left),
+            Err(error) => {
+                tracing::warn!(%error, "a signature of an earlier run is not logged before the next start");
+                None
+            }
+        }
     }
 }
 
@@ -856,6 +894,8 @@ pub(crate) struct Unfinished {
     pub(crate) signature: Vec<u8>,
     pub(crate) outcome: Location,
     pub(crate) scope: Option<Scope>,
+    /// Taken before the doors open, so that no retry logs it at the same time.
+    pub(crate) ticket: Option<Ticket>,
 }
 
 /// What a rotation came to.

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 use stella_proto::signer::v1 as pb;
 use stella_proto::signer::v1::sign_batch_result::Outcome;
+use stella_proto::status::reason;
 use stella_testkit::stack::Stack;
 use stella_testkit::tools::tool;
 use tonic::Status;
@@ -244,6 +245,31 @@ async fn a_signer_that_dies_between_any_two_steps_of_a_call_loses_nothing_and_si
         };
         assert_eq!(kinds, want, "{case}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_dead_signer_left_is_logged_without_a_retry_as_soon_as_the_witness_is_back() {
+    let stack = Stack::start();
+    let caller = Caller::of(&stack).await;
+    let roots = stack.dir().join("verifier/trust-roots.json");
+    let away = roots.with_extension("away");
+    // Without its trust roots the Verifier does not start.
+    std::fs::rename(&roots, &away).expect("moves");
+    stack.kill("verifier");
+    let order = order("left");
+    let refused = caller.sign(&order).await.map_err(|status| reason(&status));
+    assert_eq!(refused, Err(Some("WITNESS_UNAVAILABLE".to_owned())));
+
+    let from = stack.log("signer").len();
+    stack.kill("signer");
+    stack.wait_for_log("signer", from, "not logged yet");
+    std::fs::rename(&away, &roots).expect("moves");
+    let books = settled(&stack).await;
+    assert_eq!(
+        books.records.of(&order.idempotency_key),
+        ["intent", "outcome", "logged"]
+    );
+    assert_eq!(books.entries(), 1);
 }
 
 /// Signs until the log has so many entries.
