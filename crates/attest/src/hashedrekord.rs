@@ -73,6 +73,7 @@ pub fn parse_body(body: &[u8]) -> Result<HashedRekord, BodyError> {
     let limits = json::Limits {
         bytes: MAX_BODY_BYTES,
         depth: 8,
+        ..json::Limits::default()
     };
     let document = json::parse(body, &limits).map_err(|_| BodyError { field: "body" })?;
     expect(&document["apiVersion"], VERSION, "apiVersion")?;

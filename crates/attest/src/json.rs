@@ -21,14 +21,17 @@ pub struct Limits {
     pub bytes: usize,
     /// Most arrays and objects within each other; beyond 127 it makes no difference.
     pub depth: usize,
+    /// Most values; each takes much more memory than the few bytes that it may have in the text.
+    pub values: usize,
 }
 
 impl Default for Limits {
-    /// 64 MiB, 64 levels.
+    /// 64 MiB, 64 levels, a million values.
     fn default() -> Self {
         Self {
             bytes: 64 << 20,
             depth: 64,
+            values: 1_000_000,
         }
     }
 }
@@ -39,6 +42,12 @@ pub enum JsonError {
     /// More bytes than the limit.
     #[error("the document is larger than {limit} bytes")]
     TooLarge {
+        /// The limit.
+        limit: usize,
+    },
+    /// More values than the limit.
+    #[error("the document has more than {limit} values")]
+    TooManyValues {
         /// The limit.
         limit: usize,
     },
@@ -73,6 +82,7 @@ impl JsonError {
     pub const fn reason(&self) -> &'static str {
         match self {
             Self::TooLarge { .. } => "DOCUMENT_TOO_LARGE",
+            Self::TooManyValues { .. } => "TOO_MANY_VALUES",
             Self::Syntax { .. } => "BAD_JSON",
             Self::DuplicateKey { .. } => "DUPLICATE_KEY",
             Self::TooDeep { .. } => "TOO_DEEP",
@@ -83,7 +93,7 @@ impl JsonError {
     /// The place at fault, where one is known.
     pub fn path(&self) -> Option<&str> {
         match self {
-            Self::TooLarge { .. } | Self::Syntax { .. } => None,
+            Self::TooLarge { .. } | Self::TooManyValues { .. } | Self::Syntax { .. } => None,
             Self::DuplicateKey { path } | Self::TooDeep { path } | Self::NumberRange { path } => Some(path),
         }
     }
@@ -102,6 +112,10 @@ pub fn parse(bytes: &[u8], limits: &Limits) -> Result<Value, JsonError> {
     let seed = Strict {
         found: &found,
         numbers: &Numbers::of(bytes),
+        values: &Values {
+            limit: limits.values,
+            left: Cell::new(limits.values),
+        },
         depth: limits.depth,
         place: &Place::Root,
     };
@@ -189,10 +203,17 @@ fn string_length(text: &[u8]) -> usize {
     at + 1
 }
 
+/// How many values may still come.
+struct Values {
+    limit: usize,
+    left: Cell<usize>,
+}
+
 #[derive(Clone, Copy)]
 struct Strict<'p> {
     found: &'p RefCell<Option<JsonError>>,
     numbers: &'p Numbers<'p>,
+    values: &'p Values,
     depth: usize,
     place: &'p Place<'p>,
 }
@@ -224,6 +245,11 @@ impl<'de> DeserializeSeed<'de> for Strict<'_> {
     type Value = Value;
 
     fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        let limit = self.values.limit;
+        let left = self.values.left.get().checked_sub(1);
+        self.values
+            .left
+            .set(left.ok_or_else(|| self.refuse(JsonError::TooManyValues { limit }))?);
         deserializer.deserialize_any(self)
     }
 }
@@ -290,6 +316,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
                 place: &place,
                 found: self.found,
                 numbers: self.numbers,
+                values: self.values,
             })? {
                 Some(item) => list.push(item),
                 None => return Ok(Value::Array(list)),
@@ -312,6 +339,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
                 place: &place,
                 found: self.found,
                 numbers: self.numbers,
+                values: self.values,
             })?;
             map.insert(key, value);
         }
@@ -371,6 +399,15 @@ mod tests {
         }
         let refused = parse(b"\"\xff\"", &Limits::default()).map_err(|error| error.reason());
         assert_eq!(refused, Err("BAD_JSON"));
+        let few = Limits {
+            values: 3,
+            ..Limits::default()
+        };
+        assert!(parse(b"[1,{\"a\":2}]", &Limits { values: 4, ..few }).is_ok_and(|value| value[1]["a"] == 2));
+        assert_eq!(
+            parse(b"[1,{\"a\":2}]", &few),
+            Err(JsonError::TooManyValues { limit: 3 })
+        );
         let small = Limits {
             bytes: 3,
             ..Limits::default()

@@ -33,6 +33,8 @@ pub const PREDICATE_TYPE: &str = "stella.ops/slice@v1";
 const VERSION: u64 = 1;
 /// Largest file that is read, in bytes.
 pub const MAX_BYTES: usize = 256 << 20;
+/// Most JSON values of a slice.
+pub const MAX_VALUES: usize = 8_000_000;
 
 /// A slice whose manifest is not signed yet.
 #[derive(Clone, Debug)]
@@ -247,6 +249,7 @@ fn examine(
     let limits = Limits {
         bytes: MAX_BYTES,
         depth: Limits::default().depth + 2,
+        values: MAX_VALUES,
     };
     let document = json::parse(bytes, &limits).map_err(|error| error.reason().to_owned())?;
     if canonical::to_vec(&document) != bytes {

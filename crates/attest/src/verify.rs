@@ -326,6 +326,13 @@ fn judge_log(
     let mut witnesses: Vec<&str> = Vec::new();
     for entry in &evidence.log_entries {
         checks.hold_to(CheckName::LogEntry, entry_is_ours(entry, pae_digest, signer));
+        if entry.promise.is_some() || entry.integrated_time.is_some() {
+            let detail = format!(
+                "entry {} states a time that no known log has signed",
+                entry.log_index
+            );
+            logged.invalid_time = Some(("SET_UNKNOWN", detail));
+        }
         let Some(proof) = &entry.proof else {
             checks.fail(
                 CheckName::LogInclusion,

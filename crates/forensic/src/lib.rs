@@ -4,7 +4,7 @@
 //! the exit code. The report is a pure function of the files and arguments: the same bytes on every machine, and the
 //! same as from the service.
 
-use std::io::{self, Write};
+use std::io::{self, Read as _, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -189,6 +189,7 @@ fn is_slice(bytes: &[u8]) -> bool {
             bytes,
             &Limits {
                 bytes: slice::MAX_BYTES,
+                values: slice::MAX_VALUES,
                 ..Limits::default()
             },
         )
@@ -196,11 +197,18 @@ fn is_slice(bytes: &[u8]) -> bool {
 }
 
 fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, Error> {
-    std::fs::read(path).map_err(|source| Error::Read {
+    let failed = |source| Error::Read {
         what,
         path: path.to_owned(),
         source,
-    })
+    };
+    let file = std::fs::File::open(path).map_err(failed)?;
+    // One byte more than anything may have: who parses it then sees that it is too large.
+    let mut bytes = Vec::new();
+    file.take(slice::MAX_BYTES as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
+    Ok(bytes)
 }
 
 /// The digest of a subject: stated as `sha256:HEX`, or of a file, which is read in pieces.
@@ -245,7 +253,8 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> ExitCode {
         Ok(verdict) => verdict,
         Err(error) => {
             let source = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
-            eprintln!("error: {error}{}", source.unwrap_or_default());
+            // That nobody reads it is no failure.
+            let _ = writeln!(io::stderr(), "error: {error}{}", source.unwrap_or_default());
             return ExitCode::from(error.exit_code());
         }
     };

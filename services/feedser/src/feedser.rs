@@ -3,10 +3,12 @@
 //! Every way into the store that bears a proof goes through [`seal`](crate::seal): the Verifier judges, and its
 //! answer is checked against exactly what will be stored. Time is an argument.
 
-use std::sync::Arc;
+use std::num::NonZero;
+use std::sync::{Arc, LazyLock};
 
 use stella_attest::key::VerifyingKey;
 use stella_serve::access::Tenant;
+use tokio::sync::Semaphore;
 
 use crate::config::Limits;
 use crate::error::Error;
@@ -54,10 +56,20 @@ impl Feedser {
     }
 }
 
-/// Runs work that takes the CPU for longer than an async thread may.
+/// As many pieces of work at a time as there are cores: more would be no faster and hold more memory.
+static CORES: LazyLock<Semaphore> =
+    LazyLock::new(|| Semaphore::new(std::thread::available_parallelism().map_or(1, NonZero::get)));
+
+/// Runs work that takes the CPU for longer than an async thread may; it waits while every core has some.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Error> {
+    let core = CORES.acquire().await.map_err(|_| Error::Cancelled)?;
+    // The core is taken until the work has ended, also where its caller has gone away.
+    let work = move || {
+        let _core = core;
+        work()
+    };
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|_| Error::Cancelled)

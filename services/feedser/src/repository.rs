@@ -133,16 +133,10 @@ pub(crate) fn read_evidence(evidence: Bytes, max: usize) -> Result<Attestation, 
     })
 }
 
-/// The earliest time that the evidence claims: integrated times, and those of cosignatures.
+/// The earliest time that a cosignature of the evidence claims.
 fn claimed_time(evidence: &Evidence) -> Option<Timestamp> {
     let mut times = Vec::new();
     for entry in &evidence.log_entries {
-        times.extend(
-            entry
-                .integrated_time
-                .filter(|time| *time > 0)
-                .map(Timestamp::from_unix),
-        );
         let note = entry
             .proof
             .as_ref()

@@ -19,6 +19,8 @@ use crate::signer::{Asker, Rotated, Signed, Signer};
 
 /// Most items of one batch.
 const MAX_ITEMS: usize = 1_000;
+/// Largest statement that an async thread parses itself, in bytes.
+const PARSED_IN_PLACE: usize = 16 << 10;
 /// Messages of one stream that are worked on at the same time.
 const IN_FLIGHT: usize = 4;
 
@@ -122,13 +124,24 @@ async fn batch(
     })
 }
 
+/// Parses off the async threads what would hold them up.
+async fn parse(request: pb::SignRequest) -> Result<SignOrder, Error> {
+    if request.payload.len() <= PARSED_IN_PLACE {
+        return SignOrder::parse(request);
+    }
+    let parse = move || SignOrder::parse(request);
+    tokio::task::spawn_blocking(parse)
+        .await
+        .map_err(|_| Error::CutOff)?
+}
+
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl SignerService for SignerApi {
     async fn sign(&self, request: Request<pb::SignRequest>) -> Result<Response<pb::SignResponse>, Status> {
         let asker = asker(&request)?;
-        let order = SignOrder::parse(request.into_inner())?;
+        let order = parse(request.into_inner()).await?;
         let signed = self.signer.sign(asker, order).await?;
         Ok(Response::new(answer(signed)))
     }

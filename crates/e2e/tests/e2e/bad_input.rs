@@ -883,6 +883,9 @@ fn unproving(world: &World) -> Vec<(&'static str, Vec<u8>, &'static str)> {
     let payload = Evidence::parse(&world.sbom).expect("evidence").envelope.payload;
     let forged = Envelope::sign(PAYLOAD_TYPE, &payload, &thief).expect("signs");
     let entries = "/verificationMaterial/tlogEntries";
+    let mut promised = again.clone();
+    promised["verificationMaterial"]["tlogEntries"][0]["inclusionPromise"] =
+        json!({"signedEntryTimestamp": BASE64_STANDARD.encode("promised")});
     let other = statement::build(
         "app",
         &Digest::of(APP),
@@ -931,6 +934,18 @@ fn unproving(world: &World) -> Vec<(&'static str, Vec<u8>, &'static str)> {
                 .to_string()
                 .into_bytes(),
             "LOG_ENTRY:ENTRY_SIGNATURE_MISMATCH",
+        ),
+        (
+            "a time that nobody signed",
+            set(again.clone(), &format!("{entries}/0/integratedTime"), json!("1"))
+                .to_string()
+                .into_bytes(),
+            "TIME:SET_UNKNOWN",
+        ),
+        (
+            "a promise of no log that is known",
+            promised.to_string().into_bytes(),
+            "TIME:SET_UNKNOWN",
         ),
         (
             "about another subject",
