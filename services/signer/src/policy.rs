@@ -64,6 +64,16 @@ impl SigningPolicy {
         &self.digest
     }
 
+    /// True if some rule lets the caller sign anything for the tenant with the key of this slot. Who may not sign with a
+    /// key may not rotate it either.
+    pub fn may_use(&self, caller: &str, tenant: &str, slot: &str) -> bool {
+        self.rules.iter().any(|rule| {
+            pattern::matches(&rule.caller, caller)
+                && pattern::matches(&rule.tenant, tenant)
+                && pattern::matches(&rule.key_slot, slot)
+        })
+    }
+
     /// Decides one call.
     ///
     /// # Errors

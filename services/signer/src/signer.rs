@@ -686,8 +686,16 @@ impl Signer {
     /// Activates a prepared key of `slot`, lets the calls of the old one finish, and retires it.
     ///
     /// # Errors
-    /// [`Error`] if there is nothing to rotate to, or the history cannot be kept.
+    /// [`Error`] if the policy lets the caller sign nothing with the slot, if there is nothing to rotate to, or if the
+    /// history cannot be kept.
     pub async fn rotate(self: &Arc<Self>, asker: Asker, order: RotateOrder) -> Result<Rotated, Error> {
+        let policy = &self.parts.policy;
+        if !policy.may_use(&asker.caller, &asker.tenant, &order.slot) {
+            return Err(Error::KeyNotAllowed {
+                caller: asker.caller,
+                slot: order.slot,
+            });
+        }
         let signer = Arc::clone(self);
         let task = tokio::spawn(async move { signer.rotate_with_key(&asker, &order).await });
         task.await.map_err(|_| Error::CutOff)?

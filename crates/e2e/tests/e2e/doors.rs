@@ -29,6 +29,7 @@ use stella_proto::verifier::v1::verify_batch_result::Outcome as Judged;
 use stella_serve::access::SpiffeId;
 use stella_serve::fs::{Access, write_atomic};
 use stella_serve::pki::{DevCa, Issued, Lifetime, Order};
+use stella_serve::upstream::select_tenant;
 use stella_testkit::stack::{Identity, Stack};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -818,6 +819,35 @@ async fn a_grant_lets_a_new_caller_in_without_a_restart() {
         denied("METHOD_NOT_ALLOWED")
     );
     assert_eq!(SERVICES.map(|service| stack.pid(service)), pids);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn who_may_sign_nothing_with_a_key_may_not_rotate_it() {
+    let stack = Stack::shared();
+    let other = stack.issue("rotator");
+    let written = stack.log("signer").len();
+    let (dir, whom) = (stack.dir().display().to_string(), id("rotator"));
+    let to = [
+        "--id",
+        whom.as_str(),
+        "--method",
+        "stella.signer.v1.SignerService/*",
+        "--for-tenant",
+        "other",
+    ];
+    stack
+        .stella(&[&["access", "grant", "--dir", &dir][..], &to].concat())
+        .ok();
+    stack.wait_for_log("signer", written, "method table reloaded");
+
+    let channel = stack.connect("signer", &other, None).await.expect("let in");
+    let mut request = Request::new(signer_pb::RotateKeyRequest::default());
+    select_tenant(&mut request, &"other".parse().expect("a tenant"));
+    let answer = SignerServiceClient::new(channel).rotate_key(request).await;
+    assert_eq!(
+        refused(answer, "another tenant's caller"),
+        want(Code::PermissionDenied, "KEY_NOT_ALLOWED")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
