@@ -14,7 +14,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
-use crate::output::{print, table};
+use crate::output::{Output, print, say, table};
 
 /// Shows the whole path on real input, in an empty directory
 #[derive(Args, Debug)]
@@ -64,12 +64,8 @@ impl Log {
             detail,
         };
         if !self.quiet {
-            eprintln!(
-                "{} {:<9} {}",
-                if ok { "ok  " } else { "FAIL" },
-                step.name,
-                step.detail
-            );
+            let result = if ok { "ok  " } else { "FAIL" };
+            say(&format!("{result} {:<9} {}", step.name, step.detail));
         }
         self.steps.push(step);
         ok
@@ -80,14 +76,15 @@ impl Log {
     }
 }
 
-pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
+pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode, Failure> {
+    let as_json = arguments.json || output == Output::Json;
     let mut log = Log {
         steps: Vec::new(),
-        quiet: arguments.json,
+        quiet: as_json,
     };
     let mut counts = Counts::default();
     let since = Instant::now();
-    let held = match steps::Demo::start(&arguments.dir, arguments.json).await {
+    let held = match steps::Demo::start(&arguments.dir, as_json).await {
         Ok(mut demo) => {
             log.note("start", since, Ok(format!("four services on {}", demo.ports())));
             let all = steps_of(&mut demo, &mut log, &mut counts).await;
@@ -97,7 +94,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         }
         Err(failure) => log.note("start", since, Err(failure)),
     };
-    report(&log, &counts, arguments.json)?;
+    report(&log, &counts, as_json)?;
     Ok(if held && log.held() {
         ExitCode::SUCCESS
     } else {

@@ -170,6 +170,24 @@ pub fn write_file(path: &std::path::Path, bytes: &[u8]) -> Result<(), Failure> {
     std::fs::write(path, bytes).map_err(failed)
 }
 
+/// Tells whether [`write_file`] could write; what is there stays as it is.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn try_to_write(path: &std::path::Path) -> Result<(), Failure> {
+    let failed = |error: std::io::Error| Failure::new(format!("cannot write `{}`: {error}", path.display()));
+    let is_new = !path.exists();
+    std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .map_err(failed)?;
+    if is_new {
+        std::fs::remove_file(path).map_err(failed)?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -97,7 +97,7 @@ pub fn main() -> ExitCode {
     match run(cli) {
         Ok(code) => code,
         Err(failure) => {
-            eprint!("{}", failure.text(as_json));
+            output::say(failure.text(as_json).trim_end());
             failure.exit_code()
         }
     }
@@ -113,7 +113,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
         }
         Command::Pki(command) => pki::pki(command, connection.output),
         Command::Access(command) => pki::access(command, connection.output),
-        Command::Demo(arguments) => return runtime.block_on(demo::run(arguments)),
+        Command::Demo(arguments) => return runtime.block_on(demo::run(arguments, connection.output)),
         Command::Up(place) => runtime.block_on(up::up(place)),
         Command::Down(place) => runtime.block_on(up::down(place, connection.output)),
         Command::Status(place) => runtime.block_on(up::status(place, connection.output)),

@@ -47,6 +47,11 @@ pub fn print_line(line: &str) -> Result<(), Failure> {
     print(format!("{line}\n").as_bytes())
 }
 
+/// Says a line on standard error; that nobody reads it is no failure.
+pub fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
 /// Rows under a header, in columns as wide as they need.
 pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {

@@ -23,6 +23,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::devdir::{DevDir, Listeners, Ports, Service};
+use crate::output::say;
 
 /// Pauses before a service is started again.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -183,7 +184,7 @@ impl Keeper {
                 tokio::select! {
                     status = child.wait() => {
                         let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-                        eprintln!("{} ended ({status}); it is started again in {pause:?}", self.service);
+                        say(&format!("{} ended ({status}); it is started again in {pause:?}", self.service));
                     }
                     () = told(&mut stopped) => {
                         drop(input);
@@ -200,7 +201,7 @@ impl Keeper {
             }
             match self.spawn() {
                 Ok(child) => running = Some(child),
-                Err(error) => eprintln!("{error:#}"),
+                Err(error) => say(&format!("{error:#}")),
             }
         }
     }
@@ -215,7 +216,9 @@ async fn told(stopped: &mut watch::Receiver<bool>) {
 /// Waits for a child whose standard input is closed, which tells it to drain, and kills it if it does not.
 async fn end(mut child: Child, service: Service) {
     if tokio::time::timeout(DRAIN_WITHIN, child.wait()).await.is_err() {
-        eprintln!("{service} did not drain within {DRAIN_WITHIN:?} and is killed");
+        say(&format!(
+            "{service} did not drain within {DRAIN_WITHIN:?} and is killed"
+        ));
         let _ = child.kill().await;
     }
 }

@@ -12,7 +12,7 @@ use stella_attest::statement;
 use stella_proto::signer::v1 as pb;
 
 use crate::client::{Connection, idempotency_key};
-use crate::failure::{Failure, read_file, write_file};
+use crate::failure::{Failure, read_file, try_to_write, write_file};
 use crate::output::{print_json, print_line};
 
 /// Signs a predicate about a subject, logs it and writes a Sigstore bundle
@@ -124,6 +124,13 @@ pub(crate) async fn run(arguments: Arguments, connection: &Connection) -> Result
         after.push(read_evidence(path)?.1.envelope_digest);
     }
     let payload = statement(&name, &subject, &predicate_type, predicate, &after)?;
+    // What is signed and logged stays so: first see that it can be kept.
+    for path in [Some(&arguments.out), arguments.envelope_out.as_ref()]
+        .into_iter()
+        .flatten()
+    {
+        try_to_write(path)?;
+    }
     let signed = connection
         .signer()
         .await?

@@ -10,7 +10,7 @@ use stella_proto::feedser::v1::append_events_result::Outcome;
 
 use crate::client::Connection;
 use crate::failure::{Failure, read_file};
-use crate::output::{print, print_json, table};
+use crate::output::{print, print_json, say, table};
 
 /// Documents of one message.
 const BATCH: usize = 256;
@@ -150,7 +150,7 @@ pub(crate) async fn run(command: Command, connection: &Connection) -> Result<(),
                 .event
                 .ok_or_else(|| Failure::new("Feedser sent no event"))?;
             if !event.proven && !connection.is_json() {
-                eprintln!("unproven: {}", event.reason);
+                say(&format!("unproven: {}", event.reason));
             }
             print_json(&document(&event)?)
         }

@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::devdir::{DevDir, Service};
 use crate::failure::Failure;
-use crate::output::{Output, print, print_json, print_line, table};
+use crate::output::{Output, print, print_json, print_line, say, table};
 use crate::supervisor::{Supervisor, is_serving};
 
 /// Longest wait for `up` to end after it was told to.
@@ -92,7 +92,7 @@ pub(crate) async fn up(place: Place) -> Result<(), Failure> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    eprintln!("draining");
+    say("draining");
     supervisor.stop().await;
     Ok(())
 }

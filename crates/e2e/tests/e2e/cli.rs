@@ -962,6 +962,58 @@ fn a_reader_that_goes_away_ends_no_command_in_panic() {
         );
         assert!(!stderr.contains("panicked"), "{arguments:?}: {stderr}");
     }
+    for (arguments, code) in [
+        (&["verify", "no-such-file"][..], 4),
+        (&["events", "get", "evt_nobody"], 4),
+        (
+            &[
+                "forensic",
+                "verify",
+                "--bundle",
+                "no-such-file",
+                "--trust-roots",
+                &roots,
+            ],
+            4,
+        ),
+    ] {
+        let mut command = stack.command(arguments);
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("starts");
+        drop(child.stderr.take());
+        assert_eq!(child.wait().expect("ends").code(), Some(code), "{arguments:?}");
+    }
+}
+
+#[test]
+fn nothing_is_signed_that_cannot_be_kept() {
+    let stack = Stack::start();
+    let subject = text(&stack.write("kept.bin", "kept"));
+    let predicate = text(&stack.write("kept.json", r#"{"statements": []}"#));
+    let attest = [
+        "attest",
+        "--type",
+        "vex",
+        "--subject",
+        &subject,
+        "--predicate",
+        &predicate,
+    ];
+    let nowhere = text(&stack.file("no-such-folder/bundle.json"));
+    let there = text(&stack.file("kept.bundle.json"));
+    for outputs in [&["-o", &nowhere][..], &["-o", &there, "--envelope-out", &nowhere]] {
+        let ended = stack.stella(&[&attest[..], outputs].concat());
+        assert_eq!(ended.code, 1, "{}", ended.stderr);
+        assert!(
+            ended
+                .stderr
+                .starts_with(&format!("error: cannot write `{nowhere}`")),
+            "{}",
+            ended.stderr
+        );
+    }
+    assert!(!stack.file("kept.bundle.json").exists());
+    let ended = stack.stella(&[&attest[..], &["-o", &there, "--output", "json"]].concat());
+    assert_eq!(ended.json()["logIndex"], 0, "nothing was logged before");
 }
 
 #[test]
