@@ -160,25 +160,7 @@ impl Envelope {
 
     /// The envelope's canonical bytes (RFC 8785), as cosign uploads them.
     pub fn canonical_bytes(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(self.payload.len() * 4 / 3 + 256);
-        out.extend_from_slice(b"{\"payload\":\"");
-        push_base64(&self.payload, &mut out);
-        out.extend_from_slice(b"\",\"payloadType\":");
-        canonical::write_string(&self.payload_type, &mut out);
-        out.extend_from_slice(b",\"signatures\":[");
-        for (index, signature) in self.signatures.iter().enumerate() {
-            out.extend_from_slice(if index == 0 { b"{" } else { b",{" });
-            if !signature.keyid.is_empty() {
-                out.extend_from_slice(b"\"keyid\":");
-                canonical::write_string(&signature.keyid, &mut out);
-                out.push(b',');
-            }
-            out.extend_from_slice(b"\"sig\":\"");
-            push_base64(&signature.sig, &mut out);
-            out.extend_from_slice(b"\"}");
-        }
-        out.extend_from_slice(b"]}");
-        out
+        canonical_bytes(&self.payload_type, &self.payload, &self.signatures)
     }
 
     /// SHA-256 of the canonical bytes.
@@ -239,6 +221,29 @@ impl Envelope {
         }
         Ok(signers)
     }
+}
+
+/// The canonical bytes of the envelope that has these parts.
+pub fn canonical_bytes(payload_type: &str, payload: &[u8], signatures: &[Signature]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(payload.len() * 4 / 3 + 256);
+    out.extend_from_slice(b"{\"payload\":\"");
+    push_base64(payload, &mut out);
+    out.extend_from_slice(b"\",\"payloadType\":");
+    canonical::write_string(payload_type, &mut out);
+    out.extend_from_slice(b",\"signatures\":[");
+    for (index, signature) in signatures.iter().enumerate() {
+        out.extend_from_slice(if index == 0 { b"{" } else { b",{" });
+        if !signature.keyid.is_empty() {
+            out.extend_from_slice(b"\"keyid\":");
+            canonical::write_string(&signature.keyid, &mut out);
+            out.push(b',');
+        }
+        out.extend_from_slice(b"\"sig\":\"");
+        push_base64(&signature.sig, &mut out);
+        out.extend_from_slice(b"\"}");
+    }
+    out.extend_from_slice(b"]}");
+    out
 }
 
 fn push_base64(bytes: &[u8], out: &mut Vec<u8>) {

@@ -70,6 +70,9 @@ pub fn entry_body(digest: &Digest, signature: &[u8], key: &VerifyingKey) -> Resu
 /// # Errors
 /// [`BodyError`] names the member at fault.
 pub fn parse_body(body: &[u8]) -> Result<HashedRekord, BodyError> {
+    if let Some(read) = parse_canonical(body) {
+        return Ok(read);
+    }
     let limits = json::Limits {
         bytes: MAX_BODY_BYTES,
         depth: 8,
@@ -91,6 +94,32 @@ pub fn parse_body(body: &[u8]) -> Result<HashedRekord, BodyError> {
             &spec["signature"]["verifier"]["publicKey"]["rawBytes"],
             "verifier.publicKey",
         )?,
+    })
+}
+
+/// Reads a body that stands there exactly as [`entry_body`] writes it, as almost all do: without a JSON parser, of
+/// whose values two would be needed for each verdict.
+fn parse_canonical(body: &[u8]) -> Option<HashedRekord> {
+    let body = std::str::from_utf8(body).ok()?;
+    let rest = body.strip_prefix(
+        "{\"apiVersion\":\"0.0.2\",\"kind\":\"hashedrekord\",\"spec\":{\"hashedRekordV002\":{\
+         \"data\":{\"algorithm\":\"SHA2_256\",\"digest\":\"",
+    )?;
+    let (digest, rest) = rest.split_once("\"},\"signature\":{\"content\":\"")?;
+    let (signature, rest) = rest.split_once("\",\"verifier\":{\"keyDetails\":\"")?;
+    let (details, rest) = rest.split_once("\",\"publicKey\":{\"rawBytes\":\"")?;
+    let spki = rest.strip_suffix("\"}}}}}}")?;
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    if !details.bytes().all(is_name) {
+        return None;
+    }
+    // Base64 has no quotes, so nothing else can hide in these.
+    let decode = |text: &str| BASE64_STANDARD.decode(text).ok();
+    let digest: [u8; 32] = decode(digest)?.try_into().ok()?;
+    Some(HashedRekord {
+        digest: Digest::from_bytes(digest),
+        signature: decode(signature)?,
+        spki: decode(spki)?,
     })
 }
 
@@ -127,6 +156,13 @@ mod tests {
                 signature: vec![1, 2, 3],
                 spki
             })
+        );
+        let mut spaced = body.clone();
+        spaced.insert(1, b' ');
+        assert_eq!(
+            (parse_canonical(&body).as_ref(), parse_canonical(&spaced)),
+            (parse_body(&spaced).as_ref().ok(), None),
+            "read either way, it says the same"
         );
     }
 

@@ -7,6 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 
 use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
+use serde_json::map::Entry;
 use serde_json::{Map, Number, Value};
 
 /// The largest integer of I-JSON, 2^53 - 1: a double of this size cannot stand for another integer, too.
@@ -328,20 +329,21 @@ impl<'de> Visitor<'de> for Strict<'_> {
         let depth = self.inner_depth()?;
         let mut map = Map::new();
         while let Some(key) = members.next_key::<String>()? {
-            let place = Place::Member(self.place, &key);
-            if map.contains_key(&key) {
-                return Err(self.refuse(JsonError::DuplicateKey {
-                    path: place.to_string(),
-                }));
-            }
+            let member = match map.entry(key) {
+                Entry::Vacant(member) => member,
+                Entry::Occupied(member) => {
+                    let path = Place::Member(self.place, member.key()).to_string();
+                    return Err(self.refuse(JsonError::DuplicateKey { path }));
+                }
+            };
             let value = members.next_value_seed(Strict {
                 depth,
-                place: &place,
+                place: &Place::Member(self.place, member.key()),
                 found: self.found,
                 numbers: self.numbers,
                 values: self.values,
             })?;
-            map.insert(key, value);
+            member.insert(value);
         }
         Ok(Value::Object(map))
     }

@@ -57,15 +57,21 @@ impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let time = OffsetDateTime::from_unix_timestamp(self.0).map_err(|_| fmt::Error)?;
         let (date, clock) = (time.date(), time.time());
-        let (month, day) = (u8::from(date.month()), date.day());
-        write!(f, "{:04}-{month:02}-{day:02}T", date.year())?;
-        write!(
-            f,
-            "{:02}:{:02}:{:02}Z",
-            clock.hour(),
-            clock.minute(),
-            clock.second()
-        )
+        let year = date.year().unsigned_abs();
+        let mut text = *b"0000-00-00T00:00:00Z";
+        for (place, number) in [
+            (0, year / 100),
+            (2, year % 100),
+            (5, u32::from(u8::from(date.month()))),
+            (8, u32::from(date.day())),
+            (11, u32::from(clock.hour())),
+            (14, u32::from(clock.minute())),
+            (17, u32::from(clock.second())),
+        ] {
+            text[place] += (number / 10) as u8;
+            text[place + 1] += (number % 10) as u8;
+        }
+        f.write_str(str::from_utf8(&text).map_err(|_| fmt::Error)?)
     }
 }
 

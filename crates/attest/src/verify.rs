@@ -17,7 +17,7 @@ use crate::digest::Digest;
 use crate::dsse;
 use crate::event::Event;
 use crate::evidence::{Evidence, InclusionProof, LogEntry};
-use crate::hashedrekord;
+use crate::hashedrekord::{self, BodyError, HashedRekord};
 use crate::merkle;
 use crate::note::Note;
 use crate::pattern;
@@ -184,6 +184,9 @@ fn read_statement(evidence: &Evidence) -> Result<Statement, (&'static str, Strin
     Statement::parse(&evidence.envelope.payload).map_err(|error| (error.reason(), error.to_string()))
 }
 
+/// What an entry's body says, read once for all that ask.
+type Body = Result<HashedRekord, BodyError>;
+
 /// The signature that counts and the key that made it.
 struct Signer<'r, 'e> {
     key: AttestationKey<'r>,
@@ -198,9 +201,14 @@ fn judge(
     roots: &TrustRoots,
 ) -> Outcome {
     let pae = dsse::pae(&evidence.envelope.payload_type, &evidence.envelope.payload);
-    let signer = find_signer(&evidence, &pae, roots);
+    let bodies: Vec<Body> = evidence
+        .log_entries
+        .iter()
+        .map(|entry| hashedrekord::parse_body(&entry.body))
+        .collect();
+    let signer = find_signer(&evidence, &bodies, &pae, roots);
     let logged = match &signer {
-        Ok(signer) => judge_log(&evidence, &Digest::of(&pae), signer, roots, &mut checks),
+        Ok(signer) => judge_log(&evidence, &bodies, &Digest::of(&pae), signer, roots, &mut checks),
         Err(_) => Logged::default(),
     };
     judge_time(&evidence, &logged, request.at, &mut checks);
@@ -263,17 +271,12 @@ fn log_value(entry: &LogEntry) -> Value {
 /// Finds the trust-root key that made one of the signatures; the keys that the evidence names are tried first.
 fn find_signer<'r, 'e>(
     evidence: &'e Evidence,
+    bodies: &[Body],
     pae: &[u8],
     roots: &'r TrustRoots,
 ) -> Result<Signer<'r, 'e>, &'static str> {
-    let named: Vec<Vec<u8>> = evidence
-        .log_entries
-        .iter()
-        .filter_map(|entry| hashedrekord::parse_body(&entry.body).ok())
-        .map(|body| body.spki)
-        .collect();
     let is_named = |key: &AttestationKey<'_>| {
-        named.iter().any(|spki| spki == key.key.spki())
+        bodies.iter().flatten().any(|body| body.spki == key.key.spki())
             || evidence
                 .key_hint
                 .as_deref()
@@ -309,6 +312,7 @@ struct Logged {
 /// Judges every entry; each one must hold, so that a bad one cannot hide behind a good one.
 fn judge_log(
     evidence: &Evidence,
+    bodies: &[Body],
     pae_digest: &Digest,
     signer: &Signer<'_, '_>,
     roots: &TrustRoots,
@@ -324,8 +328,11 @@ fn judge_log(
         return logged;
     }
     let mut witnesses: Vec<&str> = Vec::new();
-    for entry in &evidence.log_entries {
-        checks.hold_to(CheckName::LogEntry, entry_is_ours(entry, pae_digest, signer));
+    for (entry, body) in evidence.log_entries.iter().zip(bodies) {
+        checks.hold_to(
+            CheckName::LogEntry,
+            entry_is_ours(entry, body, pae_digest, signer),
+        );
         if entry.promise.is_some() || entry.integrated_time.is_some() {
             let detail = format!(
                 "entry {} states a time that no known log has signed",
@@ -382,12 +389,13 @@ fn judge_log(
 type Finding = Result<String, (&'static str, String)>;
 
 /// The entry is of this payload, this signature and this key.
-fn entry_is_ours(entry: &LogEntry, pae_digest: &Digest, signer: &Signer<'_, '_>) -> Finding {
+fn entry_is_ours(entry: &LogEntry, body: &Body, pae_digest: &Digest, signer: &Signer<'_, '_>) -> Finding {
     if (entry.kind.as_str(), entry.version.as_str()) != (hashedrekord::KIND, hashedrekord::VERSION) {
         return Err(("ENTRY_KIND_UNKNOWN", format!("{}/{}", entry.kind, entry.version)));
     }
-    let body =
-        hashedrekord::parse_body(&entry.body).map_err(|error| ("ENTRY_MALFORMED", error.to_string()))?;
+    let body = body
+        .as_ref()
+        .map_err(|error| ("ENTRY_MALFORMED", error.to_string()))?;
     if body.digest != *pae_digest {
         return Err((
             "ENTRY_DIGEST_MISMATCH",

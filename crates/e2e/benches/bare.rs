@@ -1,5 +1,5 @@
 //! The floor of the signing rows: a bare tonic server with the same messages, the same mTLS and the same signature,
-//! and nothing else: no policy, no audit, no identity.
+//! and nothing else: it reads no statement, asks no policy, keeps no audit log, and does not care who calls.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
@@ -7,7 +7,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use stella_attest::digest::Digest;
 use stella_attest::dsse::Envelope;
+use stella_attest::evidence::Evidence;
 use stella_attest::key::SigningKey;
 use stella_attest::statement::PAYLOAD_TYPE;
 use stella_proto::signer::v1 as pb;
@@ -26,12 +28,17 @@ struct Bare {
 }
 
 fn sign(key: &SigningKey, request: &pb::SignRequest) -> Result<pb::SignResponse, Status> {
-    let envelope = Envelope::sign(PAYLOAD_TYPE, &request.payload, key)
-        .map_err(|error| Status::internal(error.to_string()))?;
+    let signed = Envelope::sign(PAYLOAD_TYPE, &request.payload, key);
+    let envelope = signed
+        .map_err(|error| Status::internal(error.to_string()))?
+        .canonical_bytes();
+    let key_id = key.verifying_key().key_id();
     Ok(pb::SignResponse {
-        envelope: envelope.canonical_bytes().into(),
-        key_id: key.verifying_key().key_id().to_string(),
-        ..Default::default()
+        envelope_digest: Digest::of(&envelope).to_string(),
+        bundle: Evidence::bundle_of(&envelope, key_id, &[]).into(),
+        key_id: key_id.to_string(),
+        envelope: envelope.into(),
+        log: None,
     })
 }
 

@@ -28,9 +28,9 @@ pub const NAMES: [&str; 2] = [
     "backfill / append with verification and receipt",
 ];
 
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 7;
 /// Events of one round.
-const EVENTS: usize = 1280;
+const EVENTS: usize = 1024;
 /// Events of one message, and rows of one raw commit.
 const BATCH: usize = 64;
 const STREAMS: usize = 4;

@@ -20,9 +20,9 @@ pub const NAMES: [&str; 1] = [
     "log append, 64 in flight / 1/(1/V + 1/G): V raw signature checks on all cores, G raw group commit (64) of the bytes",
 ];
 
-const ROUNDS: usize = 7;
+const ROUNDS: usize = 15;
 /// Entries of one round.
-const ENTRIES: usize = 4096;
+const ENTRIES: usize = 2048;
 const IN_FLIGHT: usize = 64;
 /// Entries of one raw commit.
 const BATCH: usize = 64;

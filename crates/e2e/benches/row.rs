@@ -110,8 +110,8 @@ fn micros_per_call(window: Duration, mut call: impl FnMut()) -> f64 {
 
 /// Times both, taking turns, so that what else the machine does falls on both alike. Microseconds a call.
 pub fn times(mut ours: impl FnMut(), mut floor: impl FnMut()) -> (f64, f64) {
-    const ROUNDS: usize = 15;
-    const WINDOW: Duration = Duration::from_millis(60);
+    const ROUNDS: usize = 45;
+    const WINDOW: Duration = Duration::from_millis(20);
     let (mut a, mut b) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         a.push(micros_per_call(WINDOW, &mut ours));

@@ -31,17 +31,17 @@ pub const NAMES: [&str; 4] = [
     "SignBatch, 64 a message / raw signatures on all cores",
 ];
 
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 12;
 const CONNECTIONS: usize = 4;
 const IN_FLIGHT: usize = 64;
 /// How long each side is called in a round.
-const WINDOW: Duration = Duration::from_millis(1200);
+const WINDOW: Duration = Duration::from_millis(500);
 /// Calls, one after the other, in a round.
-const ALONE: usize = 250;
+const ALONE: usize = 100;
 /// Items of one message.
 const BATCH: usize = 64;
 /// Messages of a round, over all connections.
-const MESSAGES: usize = 400;
+const MESSAGES: usize = 160;
 /// About what the audit log writes for one signature.
 const RECORD: [u8; 1100] = [b'x'; 1100];
 
@@ -95,21 +95,24 @@ pub fn rows(lab: &mut Lab) -> anyhow::Result<Vec<Row>> {
     let messages = messages(&requests);
     let raw_key = SigningKey::generate(Algorithm::EcdsaP256)?;
     let pae = dsse::pae(PAYLOAD_TYPE, &requests[0].payload);
-    let mut file = File::create(stack.file("fdatasync"))?;
-    let (mut rate, mut alone, mut batch) = <([Vec<f64>; 2], [Vec<f64>; 3], [Vec<f64>; 3])>::default();
+    let file = File::create(stack.file("fdatasync"))?;
+    let (mut rate, mut single, mut batch) = <([Vec<f64>; 2], [Vec<f64>; 3], [Vec<f64>; 3])>::default();
     runtime.block_on(async {
         let ours = Target::connect(stack, stack.env("STELLA_SIGNER")).await?;
         let bare = Target::connect(stack, &bare.url()).await?;
         for target in [&ours, &bare] {
-            unary_rate(target, &requests, WINDOW / 4).await?;
+            unary_rate(target, &requests, WINDOW).await?;
             batch_rate(target, &messages[..MESSAGES / 8]).await?;
         }
         for _ in 0..ROUNDS {
             rate[0].push(unary_rate(&ours, &requests, WINDOW).await?);
             rate[1].push(unary_rate(&bare, &requests, WINDOW).await?);
-            alone[0].push(unary_median(&ours, &requests).await?);
-            alone[1].push(unary_median(&bare, &requests).await?);
-            alone[2].push(fdatasync_median(&mut file)?);
+            for (all, micros) in single
+                .iter_mut()
+                .zip(alone(&ours, &bare, &requests, file.try_clone()?).await?)
+            {
+                all.push(micros);
+            }
             batch[0].push(batch_rate(&ours, &messages).await?);
             batch[1].push(batch_rate(&bare, &messages).await?);
             batch[2].push(cores::rate(MESSAGES * BATCH, |_| {
@@ -126,7 +129,7 @@ pub fn rows(lab: &mut Lab) -> anyhow::Result<Vec<Row>> {
         goal: Goal::AtLeast(0.8),
         unit: "calls/s",
     };
-    let [ours, bare, sync] = alone.map(median);
+    let [ours, bare, sync] = single.map(median);
     let single = Row {
         name: NAMES[1],
         ours,
@@ -213,33 +216,33 @@ async fn unary_rate(
     Ok(calls.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64())
 }
 
-/// Microseconds of the middle one of calls that are made one after the other.
-async fn unary_median(target: &Target, requests: &Arc<[pb::SignRequest]>) -> anyhow::Result<f64> {
-    let (target, requests) = (target.clone(), requests.clone());
-    let mut signer = target.signer();
+/// Microseconds of calls that are made one after the other: ours, the bare server's, and a write that is flushed, in
+/// turns, so that each of the three meets the disk and the processor in the same state.
+async fn alone(
+    ours: &Target,
+    bare: &Target,
+    requests: &Arc<[pb::SignRequest]>,
+    mut file: File,
+) -> anyhow::Result<[f64; 3]> {
+    let (ours, bare, requests) = (ours.clone(), bare.clone(), requests.clone());
     let caller = tokio::spawn(async move {
-        let mut micros = Vec::with_capacity(ALONE);
+        let mut signers = [ours.signer(), bare.signer()];
+        let mut micros = <[Vec<f64>; 3]>::default();
         for number in 0..ALONE {
-            let request = target.request(requests[number % requests.len()].clone());
+            for (signer, micros) in signers.iter_mut().zip(&mut micros) {
+                let request = ours.request(requests[number % requests.len()].clone());
+                let start = Instant::now();
+                signer.sign(request).await?;
+                micros.push(start.elapsed().as_secs_f64() * 1e6);
+            }
             let start = Instant::now();
-            signer.sign(request).await?;
-            micros.push(start.elapsed().as_secs_f64() * 1e6);
+            file.write_all(&RECORD)?;
+            file.sync_data()?;
+            micros[2].push(start.elapsed().as_secs_f64() * 1e6);
         }
-        anyhow::Ok(median(micros))
+        anyhow::Ok(micros.map(median))
     });
     caller.await?
-}
-
-/// Microseconds of the middle one of writes that are flushed one after the other.
-fn fdatasync_median(file: &mut File) -> anyhow::Result<f64> {
-    let mut micros = Vec::with_capacity(ALONE);
-    for _ in 0..ALONE {
-        let start = Instant::now();
-        file.write_all(&RECORD)?;
-        file.sync_data()?;
-        micros.push(start.elapsed().as_secs_f64() * 1e6);
-    }
-    Ok(median(micros))
 }
 
 /// Signatures a second, over one stream on each connection.

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use futures_util::{StreamExt as _, stream};
-use prost::bytes::Bytes;
 use stella_attest::cosignature;
 use stella_attest::digest::Digest;
 use stella_attest::dsse::{self, Envelope, Signature};
@@ -103,13 +102,16 @@ pub struct Signer {
     /// The latest trusted time of each key's entries, for retirement.
     latest: Mutex<HashMap<KeyId, Timestamp>>,
     rotating: tokio::sync::Mutex<()>,
+    /// Asked for once: the system reads several files to tell.
+    cores: usize,
 }
 
 /// A signature that is recorded; what is left is to log it, if that was asked for.
 struct Recorded {
-    envelope: Envelope,
+    /// The envelope's canonical bytes.
     canonical: Vec<u8>,
     pae: Digest,
+    signature: Signature,
     key: VerifyingKey,
     call: CallId,
     outcome: Location,
@@ -129,6 +131,7 @@ impl Signer {
             active: Mutex::default(),
             latest: Mutex::new(latest),
             rotating: tokio::sync::Mutex::default(),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
         };
         signer.read_active()?;
         Ok(signer)
@@ -282,7 +285,8 @@ impl Signer {
             .iter()
             .find(|known| known.key.key_id().as_str() == key);
         let key = known.map(|known| known.key.clone()).ok_or(Error::NoKey(key))?;
-        let recorded = recorded(&order.payload, signature, key, call, outcome);
+        let pae = Digest::of(&dsse::pae(PAYLOAD_TYPE, &order.payload));
+        let recorded = recorded(&order.payload, pae, signature, key, call, outcome);
         match done {
             Done::Signed { .. } => Ok(answer(recorded, None)),
             Done::Logged { .. } => {
@@ -320,10 +324,14 @@ impl Signer {
         let outcome = Draft::outcome(self.now(), call, key.key_id().as_str(), &signature);
         let written = self.audit.append(vec![intent, outcome]).await?;
         let outcome = written.last().map(|written| written.at).ok_or(Error::CutOff)?;
-        Ok(Recorded {
-            pae: digest,
-            ..recorded(&order.payload, signature, key.clone(), call, outcome)
-        })
+        Ok(recorded(
+            &order.payload,
+            digest,
+            signature,
+            key.clone(),
+            call,
+            outcome,
+        ))
     }
 
     fn intent(
@@ -516,8 +524,7 @@ impl Signer {
         asker: &Asker,
         orders: Vec<(usize, SignOrder, Arc<Active>)>,
     ) -> Vec<Result<(usize, Transparency, Recorded, [Draft; 2]), (usize, Error)>> {
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let share = orders.len().div_ceil(cores).max(1);
+        let share = orders.len().div_ceil(self.cores).max(1);
         let mut orders = orders.into_iter();
         let mut tasks = Vec::new();
         loop {
@@ -564,22 +571,9 @@ impl Signer {
             .sign_blocking(id, &pae)
             .map_err(|error| (place, error.into()))?;
         let outcome = Draft::outcome(self.now(), call, id.as_str(), &signature);
-        let signed = recorded(
-            &order.payload,
-            signature,
-            active.key.clone(),
-            call,
-            Location::default(),
-        );
-        Ok((
-            place,
-            order.transparency,
-            Recorded {
-                pae: digest,
-                ..signed
-            },
-            [intent, outcome],
-        ))
+        let key = active.key.clone();
+        let signed = recorded(&order.payload, digest, signature, key, call, Location::default());
+        Ok((place, order.transparency, signed, [intent, outcome]))
     }
 
     async fn log_all(&self, signed: Vec<(usize, Recorded)>) -> Vec<(usize, Result<Signed, Error>)> {
@@ -870,13 +864,9 @@ impl Signer {
             .iter()
             .find(|known| known.key.key_id().as_str() == left.key)?;
         let signed = Recorded {
-            envelope: Envelope {
-                payload_type: String::new(),
-                payload: Vec::new(),
-                signatures: vec![signature(left.signature.clone())],
-            },
             canonical: Vec::new(),
             pae: left.pae,
+            signature: signature(left.signature.clone()),
             key: known.key.clone(),
             call: left.call,
             outcome: left.outcome,
@@ -948,18 +938,20 @@ fn signature(sig: Vec<u8>) -> Signature {
     }
 }
 
-fn recorded(payload: &Bytes, sig: Vec<u8>, key: VerifyingKey, call: CallId, outcome: Location) -> Recorded {
-    let signatures = vec![signature(sig)];
-    let envelope = Envelope {
-        payload_type: PAYLOAD_TYPE.to_owned(),
-        payload: payload.to_vec(),
-        signatures,
-    };
-    let (canonical, pae) = (envelope.canonical_bytes(), Digest::of(&envelope.pae()));
+fn recorded(
+    payload: &[u8],
+    pae: Digest,
+    sig: Vec<u8>,
+    key: VerifyingKey,
+    call: CallId,
+    outcome: Location,
+) -> Recorded {
+    let signature = signature(sig);
+    let canonical = dsse::canonical_bytes(PAYLOAD_TYPE, payload, std::slice::from_ref(&signature));
     Recorded {
-        envelope,
         canonical,
         pae,
+        signature,
         key,
         call,
         outcome,
@@ -969,7 +961,7 @@ fn recorded(payload: &Bytes, sig: Vec<u8>, key: VerifyingKey, call: CallId, outc
 fn submission(recorded: &Recorded) -> Submission {
     Submission {
         pae_digest: recorded.pae,
-        signature: recorded.envelope.signatures[0].sig.clone(),
+        signature: recorded.signature.sig.clone(),
         key: recorded.key.clone(),
         envelope: recorded.canonical.as_slice().into(),
     }
@@ -985,7 +977,7 @@ fn logged(outcome: Location, written: &Written) -> Done {
 
 fn answer(recorded: Recorded, entry: Option<LogEntry>) -> Signed {
     let key_id = recorded.key.key_id().clone();
-    let bundle = Evidence::bundle(&recorded.envelope, &key_id, entry.as_slice());
+    let bundle = Evidence::bundle_of(&recorded.canonical, &key_id, entry.as_slice());
     Signed {
         envelope: recorded.canonical,
         bundle,
