@@ -93,7 +93,7 @@ pub(crate) fn attestation(name: &str, predicate_type: &str, seconds: u8) -> pb::
     }
 }
 
-pub(crate) fn verification_failed(checks: &str) -> ItemError {
+fn verification_failed(checks: &str) -> ItemError {
     let message = format!("verification failed: {checks}");
     item_error(&refuse(Code::FailedPrecondition, "VERIFICATION_FAILED", message))
 }
@@ -176,6 +176,16 @@ impl Fake {
 }
 
 impl World {
+    /// Holds `attestations` of the subject that tests call `name`.
+    pub(crate) fn hold(&mut self, name: &str, attestations: Vec<pb::AttestationInfo>) {
+        self.attestations.insert(envelope(name), attestations);
+    }
+
+    /// The envelope that tests call `name` fails these checks.
+    pub(crate) fn fail(&mut self, name: &str, checks: &str) {
+        self.refused.insert(envelope(name), verification_failed(checks));
+    }
+
     fn attach(
         &mut self,
         request: pb::AttachProvenanceRequest,
