@@ -167,10 +167,16 @@ pub fn log_id(origin: &str, key: &VerifyingKey) -> [u8; 32] {
     note::ed25519_key_hash(origin, key).unwrap_or_else(|| note::sha256(&[key.spki()]))
 }
 
+/// The number of the tree in the origin of a Rekor v1 checkpoint, `<name> - <number>`, of a signed note not yet judged.
+pub fn rekor_v1_tree(note: &str) -> Option<u64> {
+    let origin = note.split('\n').next()?;
+    origin.rsplit_once(" - ").and_then(|(_, tree)| parse_number(tree))
+}
+
 /// A log that is believed: its origin and its key.
 #[derive(Clone, Debug)]
 pub struct LogKey {
-    /// The log's name for itself, which is also the name it signs with.
+    /// The log's name for itself, which is also the name it signs with. Empty for a Rekor v1 known by its key alone.
     pub origin: String,
     /// The key that signs its checkpoints.
     pub key: VerifyingKey,
@@ -201,9 +207,32 @@ impl LogKey {
         &self.note_key
     }
 
+    /// The Rekor v1 with the key `key`, whatever name its checkpoints bear: Sigstore knows such a log by its key alone.
+    ///
+    /// # Errors
+    /// [`NoteError::Key`] for keys that no Rekor v1 has.
+    pub fn any_origin(key: VerifyingKey) -> Result<Self, NoteError> {
+        let note_key = NoteKey::ecdsa("any", &key)?;
+        Ok(Self {
+            origin: String::new(),
+            log_id: log_id("", &key),
+            key,
+            note_key,
+        })
+    }
+
     /// Reads the checkpoint of `note`, which must be of this log and signed by it.
     pub fn verify_checkpoint(&self, note: &Note) -> Result<Checkpoint, CheckpointError> {
         let checkpoint = Checkpoint::parse(note.text())?;
+        if self.origin.is_empty() {
+            let name = match checkpoint.origin.rsplit_once(" - ") {
+                Some((name, tree)) if parse_number(tree).is_some() => name,
+                _ => &checkpoint.origin,
+            };
+            let note_key = NoteKey::ecdsa(name, &self.key).map_err(CheckpointError::Signature)?;
+            note.verify(&note_key).map_err(CheckpointError::Signature)?;
+            return Ok(checkpoint);
+        }
         if !self.is_origin(&checkpoint.origin) {
             return Err(CheckpointError::Origin(checkpoint.origin));
         }

@@ -102,12 +102,10 @@ impl EvidenceError {
     }
 }
 
-/// Parsed evidence.
-#[derive(Clone, Debug)]
-pub struct Evidence {
-    /// The signed envelope.
-    pub envelope: Envelope,
-    /// Its log entries; none if it is a bare envelope.
+/// What a bundle bears beside what was signed (protobuf-specs `VerificationMaterial`); empty for a bare envelope.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Material {
+    /// Its log entries.
     pub log_entries: Vec<LogEntry>,
     /// RFC 3161 timestamp responses, DER.
     pub timestamps: Vec<Vec<u8>>,
@@ -115,6 +113,35 @@ pub struct Evidence {
     pub key_hint: Option<String>,
     /// Signing certificate, DER; never trusted by itself.
     pub certificate: Option<Vec<u8>>,
+}
+
+/// A bundle that signs the bytes of an artifact, not a statement about it.
+#[derive(Clone, Debug)]
+pub struct MessageSignature {
+    /// SHA-256 of the artifact, as the bundle says.
+    pub digest: Digest,
+    /// The signature over the artifact.
+    pub signature: Vec<u8>,
+    /// What the bundle bears beside it.
+    pub material: Material,
+}
+
+/// Either of the two things that a bundle can sign.
+#[derive(Clone, Debug)]
+pub enum Parsed {
+    /// A statement.
+    Attestation(Box<Evidence>),
+    /// An artifact.
+    Message(Box<MessageSignature>),
+}
+
+/// Parsed evidence.
+#[derive(Clone, Debug)]
+pub struct Evidence {
+    /// The signed envelope.
+    pub envelope: Envelope,
+    /// What the bundle bears beside it.
+    pub material: Material,
     /// SHA-256 of the envelope's bytes as received; of its canonical form if it came in a bundle.
     pub envelope_digest: Digest,
     /// SHA-256 of the envelope's canonical form.
@@ -123,7 +150,7 @@ pub struct Evidence {
     pub is_bundle: bool,
 }
 
-impl Evidence {
+impl Parsed {
     /// Reads a Sigstore bundle or a bare envelope.
     ///
     /// # Errors
@@ -135,16 +162,13 @@ impl Evidence {
         }
         let envelope = Envelope::from_value(&document).map_err(EvidenceError::Envelope)?;
         let canonical_digest = envelope.digest();
-        Ok(Self {
+        Ok(Self::Attestation(Box::new(Evidence {
             envelope,
-            log_entries: Vec::new(),
-            timestamps: Vec::new(),
-            key_hint: None,
-            certificate: None,
+            material: Material::default(),
             envelope_digest: Digest::of(bytes),
             canonical_digest,
             is_bundle: false,
-        })
+        })))
     }
 
     fn from_bundle(bundle: &Value) -> Result<Self, EvidenceError> {
@@ -152,11 +176,43 @@ impl Evidence {
         if !MEDIA_TYPES.contains(&media_type) {
             return Err(EvidenceError::MediaType(media_type.chars().take(100).collect()));
         }
-        if bundle.get("messageSignature").is_some() {
-            return Err(EvidenceError::NotAnAttestation);
+        let material = Material::from_value(&bundle["verificationMaterial"])?;
+        let message = &bundle["messageSignature"];
+        if message.is_null() {
+            let envelope = Envelope::from_value(&bundle["dsseEnvelope"]).map_err(EvidenceError::Envelope)?;
+            let digest = envelope.digest();
+            return Ok(Self::Attestation(Box::new(Evidence {
+                envelope,
+                material,
+                envelope_digest: digest,
+                canonical_digest: digest,
+                is_bundle: true,
+            })));
         }
-        let envelope = Envelope::from_value(&bundle["dsseEnvelope"]).map_err(EvidenceError::Envelope)?;
-        let material = &bundle["verificationMaterial"];
+        if bundle.get("dsseEnvelope").is_some() {
+            return Err(EvidenceError::Malformed {
+                field: "dsseEnvelope",
+            });
+        }
+        if message["messageDigest"]["algorithm"] != "SHA2_256" {
+            return Err(EvidenceError::Malformed {
+                field: "messageSignature.messageDigest.algorithm",
+            });
+        }
+        let digest = hash(
+            &message["messageDigest"]["digest"],
+            "messageSignature.messageDigest.digest",
+        )?;
+        Ok(Self::Message(Box::new(MessageSignature {
+            digest: Digest::from_bytes(digest),
+            signature: decode(&message["signature"], "messageSignature.signature")?,
+            material,
+        })))
+    }
+}
+
+impl Material {
+    fn from_value(material: &Value) -> Result<Self, EvidenceError> {
         let entries = list(&material["tlogEntries"], MAX_ENTRIES, "tlogEntries")?;
         let log_entries = entries
             .iter()
@@ -174,27 +230,39 @@ impl Evidence {
             (Value::Null, Value::Null) => None,
             (Value::Null, leaf) | (leaf, _) => Some(decode(&leaf["rawBytes"], "certificate.rawBytes")?),
         };
-        let key_hint = material["publicKey"]["hint"].as_str().map(str::to_owned);
-        let digest = envelope.digest();
         Ok(Self {
-            envelope,
             log_entries,
             timestamps,
-            key_hint,
+            key_hint: material["publicKey"]["hint"].as_str().map(str::to_owned),
             certificate,
-            envelope_digest: digest,
-            canonical_digest: digest,
-            is_bundle: true,
         })
+    }
+}
+
+impl Evidence {
+    /// Reads an attestation: a Sigstore bundle or a bare envelope.
+    ///
+    /// # Errors
+    /// [`EvidenceError`] names the member at fault.
+    pub fn parse(bytes: &[u8]) -> Result<Self, EvidenceError> {
+        match Parsed::parse(bytes)? {
+            Parsed::Attestation(evidence) => Ok(*evidence),
+            Parsed::Message(_) => Err(EvidenceError::NotAnAttestation),
+        }
     }
 
     /// Writes a Sigstore bundle v0.3, canonical and with zero values, which some clients insist on.
     pub fn bundle(envelope: &Envelope, key_id: &KeyId, entries: &[LogEntry]) -> Vec<u8> {
-        Self::bundle_of(&envelope.canonical_bytes(), key_id, entries)
+        Self::bundle_of(&envelope.canonical_bytes(), key_id, entries, &[])
     }
 
-    /// The same of an envelope that is in its canonical form already.
-    pub fn bundle_of(canonical_envelope: &[u8], key_id: &KeyId, entries: &[LogEntry]) -> Vec<u8> {
+    /// The same of an envelope that is in its canonical form already, with RFC 3161 responses (DER) of its signature.
+    pub fn bundle_of(
+        canonical_envelope: &[u8],
+        key_id: &KeyId,
+        entries: &[LogEntry],
+        timestamps: &[Vec<u8>],
+    ) -> Vec<u8> {
         let mut out = Vec::with_capacity(canonical_envelope.len() + 256 + entries.len() * 4096);
         out.extend_from_slice(b"{\"dsseEnvelope\":");
         out.extend_from_slice(canonical_envelope);
@@ -202,7 +270,16 @@ impl Evidence {
         canonical::write_string(BUNDLE_V0_3, &mut out);
         out.extend_from_slice(b",\"verificationMaterial\":{\"publicKey\":{\"hint\":");
         canonical::write_string(key_id.as_str(), &mut out);
-        out.extend_from_slice(b"},\"tlogEntries\":");
+        out.push(b'}');
+        if !timestamps.is_empty() {
+            let stamps: Vec<Value> = timestamps
+                .iter()
+                .map(|stamp| json!({"signedTimestamp": BASE64_STANDARD.encode(stamp)}))
+                .collect();
+            out.extend_from_slice(b",\"timestampVerificationData\":");
+            canonical::write(&json!({"rfc3161Timestamps": stamps}), &mut out);
+        }
+        out.extend_from_slice(b",\"tlogEntries\":");
         let entries = entries.iter().map(LogEntry::to_value).collect();
         canonical::write(&Value::Array(entries), &mut out);
         out.extend_from_slice(b"}}");
@@ -388,7 +465,10 @@ mod tests {
         let bundle = Evidence::bundle(&envelope(), &KeyId::of_spki(b"spki"), &[entry()]);
         assert!(canonical::is_canonical(&bundle));
         let read = Evidence::parse(&bundle).expect("a bundle");
-        assert_eq!((&read.log_entries, &read.envelope), (&vec![entry()], &envelope()));
+        assert_eq!(
+            (&read.material.log_entries, &read.envelope),
+            (&vec![entry()], &envelope())
+        );
         assert_eq!(
             (read.envelope_digest, read.is_bundle),
             (Digest::of(&envelope().canonical_bytes()), true)
@@ -452,8 +532,40 @@ mod tests {
             let refused = Evidence::parse(&canonical::to_vec(&altered)).map(|_| ());
             assert_eq!(refused.map_err(|error| error.reason()), Err(want), "{pointer}");
         }
-        let message = json!({"mediaType": BUNDLE_V0_3, "messageSignature": {}});
-        let refused = Evidence::parse(&canonical::to_vec(&message)).map(|_| ());
-        assert_eq!(refused.map_err(|error| error.reason()), Err("NOT_AN_ATTESTATION"));
+        let message = json!({
+            "mediaType": BUNDLE_V0_3,
+            "messageSignature": {
+                "messageDigest": {"algorithm": "SHA2_256", "digest": BASE64_STANDARD.encode([7; 32])},
+                "signature": "AQ==",
+            },
+        });
+        for (pointer, value, want) in [
+            ("", message.clone(), "NOT_AN_ATTESTATION"),
+            ("/messageSignature", json!({}), "BUNDLE_MALFORMED"),
+            (
+                "/messageSignature/messageDigest/algorithm",
+                json!("SHA2_512"),
+                "BUNDLE_MALFORMED",
+            ),
+            (
+                "/messageSignature/messageDigest/digest",
+                json!("AQ=="),
+                "BUNDLE_MALFORMED",
+            ),
+            ("/messageSignature/signature", json!("*"), "BUNDLE_MALFORMED"),
+        ] {
+            let mut altered = message.clone();
+            *altered.pointer_mut(pointer).expect("the member is there") = value;
+            let refused = Evidence::parse(&canonical::to_vec(&altered)).map(|_| ());
+            assert_eq!(refused.map_err(|error| error.reason()), Err(want), "{pointer}");
+        }
+        let mut both = bundle;
+        both["messageSignature"] = message["messageSignature"].clone();
+        let refused = Evidence::parse(&canonical::to_vec(&both)).map(|_| ());
+        assert_eq!(
+            refused.map_err(|error| error.reason()),
+            Err("BUNDLE_MALFORMED"),
+            "both at once"
+        );
     }
 }

@@ -7,6 +7,7 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde_json::Value;
 
 use crate::digest::Digest;
+use crate::entry::{Bound, Entry, Signed};
 use crate::json;
 use crate::key::VerifyingKey;
 
@@ -27,6 +28,18 @@ pub struct HashedRekord {
     pub signature: Vec<u8>,
     /// The key's SubjectPublicKeyInfo.
     pub spki: Vec<u8>,
+}
+
+impl From<HashedRekord> for Entry {
+    fn from(body: HashedRekord) -> Self {
+        Self {
+            signed: Signed::Message(body.digest),
+            signatures: vec![Bound {
+                signature: body.signature,
+                spki: body.spki,
+            }],
+        }
+    }
 }
 
 /// Why a body is refused; the text says which part of it.

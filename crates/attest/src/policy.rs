@@ -10,7 +10,8 @@
 //! ```
 //!
 //! A file is parsed once, into rules that can no longer be wrong: unknown members, operators, lists and variables are
-//! refused with their path. FAIL beats ALLOW. If no rule matches the decision is FAIL, and the reasons name every value
+//! refused with their path. `unlogged: allow` lets evidence without a log entry reach the rules, where `trust.verified` is
+//! false and `key.*` is known; it never proves an event. FAIL beats ALLOW. If no rule matches the decision is FAIL, and the reasons name every value
 //! that was looked for and is not there. A comparison with a missing value is false.
 
 use std::collections::BTreeMap;
@@ -120,6 +121,7 @@ pub struct Outcome {
 #[derive(Clone, Debug)]
 pub struct Policy {
     rules: Vec<Rule>,
+    unlogged: bool,
     digest: Digest,
 }
 
@@ -157,7 +159,12 @@ impl Policy {
         let document: Value = read.map_err(|error| PolicyError::Yaml {
             message: first_line(&error.to_string()),
         })?;
-        let root = object(&document, "", &["rules", "lists", "vars"])?;
+        let root = object(&document, "", &["rules", "lists", "vars", "unlogged"])?;
+        let unlogged = match root.get("unlogged").map(Value::as_str) {
+            None | Some(Some("refuse")) => false,
+            Some(Some("allow")) => true,
+            Some(_) => return Err(malformed("unlogged", "`allow` or `refuse`")),
+        };
         let names = Names {
             lists: lists(root)?,
             vars: vars(root)?,
@@ -179,6 +186,7 @@ impl Policy {
         }
         Ok(Self {
             rules,
+            unlogged,
             digest: Digest::of(yaml),
         })
     }
@@ -186,6 +194,11 @@ impl Policy {
     /// SHA-256 of the file's bytes.
     pub fn digest(&self) -> Digest {
         self.digest
+    }
+
+    /// True if evidence without a log entry may be judged by the rules, where no event is to be proven.
+    pub fn allows_unlogged(&self) -> bool {
+        self.unlogged
     }
 
     /// Decides over an event's document, whose `provenance` and `trust` must come from a verification.

@@ -139,6 +139,10 @@ impl Check {
 /// Where a trusted time comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TimeSource {
+    /// A Rekor v1's signed entry timestamp.
+    RekorSet,
+    /// A timestamp authority's RFC 3161 token over the signature.
+    Rfc3161,
     /// A configured witness's cosignature on a checkpoint that includes the entry.
     Witness,
 }
@@ -147,6 +151,8 @@ impl TimeSource {
     /// The name as it stands in documents.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::RekorSet => "rekor-set",
+            Self::Rfc3161 => "rfc3161",
             Self::Witness => "witness",
         }
     }

@@ -15,6 +15,11 @@ use crate::json::{self, JsonError};
 use crate::key::{KeyError, KeyId, VerifyingKey};
 use crate::note::{NoteError, NoteKey};
 use crate::timestamp::Timestamp;
+use crate::tsa::Authority;
+
+mod sigstore;
+
+pub use sigstore::SigstoreRoots;
 
 /// The format's version that is written and read.
 const VERSION: u64 = 1;
@@ -71,6 +76,17 @@ pub struct TrustedLog {
     pub base_url: String,
     /// Set when two roots for one size were seen: its checkpoints count no more.
     pub distrusted: bool,
+}
+
+impl TrustedLog {
+    /// What reports call it: its origin, or where it is found if it is known by its key alone.
+    pub fn name(&self) -> &str {
+        if self.key.origin.is_empty() {
+            &self.base_url
+        } else {
+            &self.key.origin
+        }
+    }
 }
 
 /// A key that may verify an attestation, with what is known of its validity.
@@ -145,20 +161,21 @@ pub enum TrustError {
     /// The key history does not hold.
     #[error("the key history does not hold")]
     History(#[from] HistoryError),
-    /// It names timestamp authorities, which this version cannot judge.
-    #[error("timestamp authorities are not supported yet")]
-    TimestampAuthorities,
+    /// A Sigstore `trusted_root.json` of a media type that is not known.
+    #[error("not a Sigstore trusted root of version 0.1 or 0.2")]
+    MediaType,
 }
 
 impl TrustError {
     /// The reason code.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::Json(_) | Self::Malformed { .. } | Self::Key { .. } | Self::Note { .. } => {
-                "TRUST_ROOTS_MALFORMED"
-            }
+            Self::Json(_)
+            | Self::Malformed { .. }
+            | Self::Key { .. }
+            | Self::Note { .. }
+            | Self::MediaType => "TRUST_ROOTS_MALFORMED",
             Self::History(error) => error.reason(),
-            Self::TimestampAuthorities => "TSA_UNKNOWN",
         }
     }
 }
@@ -171,6 +188,7 @@ pub struct TrustRoots {
     logs: Vec<TrustedLog>,
     witnesses: Vec<NoteKey>,
     receipt_keys: Vec<VerifyingKey>,
+    timestamp_authorities: Vec<Authority>,
     canonical: Vec<u8>,
     digest: Digest,
 }
@@ -190,6 +208,7 @@ impl TrustRoots {
             logs,
             witnesses,
             receipt_keys,
+            timestamp_authorities: Vec::new(),
             canonical: Vec::new(),
             digest: Digest::of(b""),
         };
@@ -242,10 +261,8 @@ impl TrustRoots {
             })
         })?;
         let receipt_keys = root.list("receiptKeys", |entry| entry.as_key())?;
-        if !root.list("timestampAuthorities", |_| Ok(()))?.is_empty() {
-            return Err(TrustError::TimestampAuthorities);
-        }
-        Ok(Self::new(keys, history, logs, witnesses, receipt_keys))
+        let authorities = root.list("timestampAuthorities", timestamp_authority)?;
+        Ok(Self::new(keys, history, logs, witnesses, receipt_keys).with_timestamp_authorities(authorities))
     }
 
     fn to_value(&self) -> Value {
@@ -272,7 +289,9 @@ impl TrustRoots {
             .map(|log| {
                 let mut value = Map::new();
                 value.insert("baseUrl".into(), log.base_url.clone().into());
-                value.insert("origin".into(), log.key.origin.clone().into());
+                if !log.key.origin.is_empty() {
+                    value.insert("origin".into(), log.key.origin.clone().into());
+                }
                 value.insert(
                     "publicKey".into(),
                     BASE64_STANDARD.encode(log.key.key.spki()).into(),
@@ -293,7 +312,7 @@ impl TrustRoots {
             "keys": keys,
             "logs": logs,
             "receiptKeys": receipt_keys,
-            "timestampAuthorities": [],
+            "timestampAuthorities": self.timestamp_authorities.iter().map(Authority::to_value).collect::<Vec<_>>(),
             "version": VERSION,
             "witnesses": self.witnesses.iter().map(ToString::to_string).collect::<Vec<_>>(),
         })
@@ -313,6 +332,28 @@ impl TrustRoots {
     #[must_use]
     pub fn with_history(mut self, history: KeyHistory) -> Self {
         self.history = Some(history);
+        self.seal();
+        self
+    }
+
+    /// The set with these timestamp authorities.
+    #[must_use]
+    pub fn with_timestamp_authorities(mut self, authorities: Vec<Authority>) -> Self {
+        self.timestamp_authorities = authorities;
+        self.seal();
+        self
+    }
+
+    /// The set with the logs and timestamp authorities of a Sigstore trusted root besides its own; a log that is in
+    /// both stays as it is here.
+    #[must_use]
+    pub fn with_sigstore(mut self, other: SigstoreRoots) -> Self {
+        for log in other.logs {
+            if self.log(&log.key.log_id).is_none() {
+                self.logs.push(log);
+            }
+        }
+        self.timestamp_authorities.extend(other.timestamp_authorities);
         self.seal();
         self
     }
@@ -375,29 +416,14 @@ impl TrustRoots {
         &self.witnesses
     }
 
+    /// The authorities whose timestamps count.
+    pub fn timestamp_authorities(&self) -> &[Authority] {
+        &self.timestamp_authorities
+    }
+
     /// The keys whose receipts count.
     pub fn receipt_keys(&self) -> &[VerifyingKey] {
         &self.receipt_keys
-    }
-
-    /// The logs as a Sigstore `trusted_root.json` (protobuf-specs TrustedRoot v0.1), for any Sigstore client.
-    pub fn to_sigstore(&self) -> Value {
-        let trusted = self.logs.iter().filter(|log| !log.distrusted);
-        let tlogs: Vec<Value> = trusted
-            .map(|log| {
-                json!({
-                    "baseUrl": log.base_url,
-                    "hashAlgorithm": "SHA2_256",
-                    "logId": {"keyId": BASE64_STANDARD.encode(log.key.log_id)},
-                    "publicKey": {
-                        "keyDetails": log.key.key.key_details(),
-                        "rawBytes": BASE64_STANDARD.encode(log.key.key.spki()),
-                        "validFor": {"start": "1970-01-01T00:00:00Z"},
-                    },
-                })
-            })
-            .collect();
-        json!({"mediaType": "application/vnd.dev.sigstore.trustedroot+json;version=0.1", "tlogs": tlogs})
     }
 }
 
@@ -442,13 +468,40 @@ fn configured_key(entry: &Reader<'_>) -> Result<ConfiguredKey, TrustError> {
     })
 }
 
+fn timestamp_authority(entry: &Reader<'_>) -> Result<Authority, TrustError> {
+    entry.only(&["name", "certificates", "validFrom", "validUntil"])?;
+    let time = |member: &str| match entry.value.get(member) {
+        None => Ok(None),
+        Some(value) => match value.as_str().and_then(|text| text.parse().ok()) {
+            Some(time) => Ok(Some(time)),
+            None => Err(entry.malformed(member)),
+        },
+    };
+    let authority = Authority {
+        name: entry.text("name")?.to_owned(),
+        certificates: entry.list("certificates", |item| {
+            BASE64_STANDARD.decode(item.as_text()?).map_err(|_| item.here())
+        })?,
+        valid_from: time("validFrom")?,
+        valid_until: time("validUntil")?,
+    };
+    if !authority.is_well_formed() {
+        return Err(entry.malformed("certificates"));
+    }
+    Ok(authority)
+}
+
+/// A log; without `origin` it is a Rekor v1 that is known by its key alone.
 fn trusted_log(entry: &Reader<'_>) -> Result<TrustedLog, TrustError> {
     entry.only(&["origin", "baseUrl", "publicKey", "distrusted"])?;
-    let key = LogKey::new(entry.text("origin")?, entry.at("publicKey")?.as_key()?).map_err(|source| {
-        TrustError::Note {
-            path: format!("{}/origin", entry.path),
-            source,
-        }
+    let key = entry.at("publicKey")?.as_key()?;
+    let key = match entry.value.get("origin") {
+        None => LogKey::any_origin(key),
+        Some(_) => LogKey::new(entry.text("origin")?, key),
+    };
+    let key = key.map_err(|source| TrustError::Note {
+        path: format!("{}/origin", entry.path),
+        source,
     })?;
     let distrusted = match &entry.value["distrusted"] {
         Value::Null => false,

@@ -5,31 +5,36 @@
 //! times that others vouch for, judge the key at the earliest of them, then what was asked: subject, kind, evidence,
 //! chain, policy.
 //!
-//! Nobody is believed: keys come from the trust roots alone, and a time counts only if a configured witness
-//! cosigned a checkpoint in which the entry is proven to be included.
+//! Nobody is believed: keys come from the trust roots alone, and a time counts only if somebody other than the signer
+//! vouches for it: a configured witness who cosigned a checkpoint in which the entry is proven to be included, a
+//! configured timestamp authority, or a Rekor v1 whose signed entry timestamp holds.
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde_json::{Map, Value, json};
 
 use crate::canonical;
-use crate::checkpoint::Checkpoint;
-use crate::cosignature;
 use crate::digest::Digest;
 use crate::dsse;
+use crate::entry::{self, Entry, EntryError};
 use crate::event::Event;
-use crate::evidence::{Evidence, InclusionProof, LogEntry};
-use crate::hashedrekord::{self, BodyError, HashedRekord};
-use crate::merkle;
-use crate::note::Note;
+use crate::evidence::{Evidence, LogEntry, Material, MessageSignature, Parsed};
+use crate::key::VerifyingKey;
 use crate::pattern;
 use crate::policy::{Decision, Policy};
-use crate::report::{Check, CheckName, Report, Status, TimeSource, TrustedTime};
+use crate::report::{Check, CheckName, Report, Status, TrustedTime};
 use crate::statement::{self, Kind, Statement};
 use crate::timestamp::Timestamp;
 use crate::trust::{AttestationKey, TrustRoots};
 
 mod chain;
+#[cfg(test)]
+mod foreign_tests;
+mod log;
 
 pub use chain::Link;
+pub use log::{check_entry, uuid};
+
+use log::{Finding, Logged, judge_log, judge_timestamps};
 
 /// What the evidence is to be held against. The default asks nothing beyond signature, log and time.
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,12 +55,19 @@ pub struct Request<'a> {
     pub chain: &'a [Link<'a>],
 }
 
+impl Request<'_> {
+    /// True if evidence without a log entry may hold: the policy says so, and no event is to be proven by it.
+    fn allows_unlogged(&self) -> bool {
+        self.event.is_none() && self.policy.is_some_and(Policy::allows_unlogged)
+    }
+}
+
 /// A report and, if it is one of success, the proof.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     /// The verdict with its reasons.
     pub report: Report,
-    /// Present exactly if `report.verified()`.
+    /// Present exactly if `report.verified()` and the evidence is an attestation.
     pub proof: Option<Proof>,
 }
 
@@ -93,31 +105,22 @@ impl Proof {
         self.trusted_time.as_ref()
     }
 
-    /// The log entry that is recorded on the event.
-    fn entry(&self) -> &LogEntry {
-        &self.evidence.log_entries[0]
+    /// The log entry that is recorded on the event; none only where a policy allowed it.
+    fn entry(&self) -> Option<&LogEntry> {
+        self.evidence.material.log_entries.first()
     }
 
     /// The `provenance.dsse` block of an event.
     pub fn to_dsse(&self) -> Value {
-        let entry = self.entry();
-        let mut rekor = Map::new();
-        rekor.insert("logIndex".into(), entry.log_index.into());
-        rekor.insert("uuid".into(), hex::encode(entry.leaf_hash()).into());
-        rekor.insert("logId".into(), hex::encode(entry.log_id).into());
-        rekor.insert("kind".into(), format!("{}/{}", entry.kind, entry.version).into());
-        if let Some(proof) = &entry.proof {
-            rekor.insert("treeSize".into(), proof.tree_size.into());
-            rekor.insert("rootHash".into(), hex::encode(proof.root).into());
-            rekor.insert(
-                "hashes".into(),
-                proof.hashes.iter().map(hex::encode).collect::<Vec<_>>().into(),
-            );
-            rekor.insert("checkpoint".into(), proof.checkpoint.clone().into());
-        }
         let mut dsse = Map::new();
+        if let Some(entry) = self.entry() {
+            let mut rekor = rekor_value(entry);
+            if let Some(time) = &self.trusted_time {
+                rekor.insert("integratedTime".into(), time.time.unix().into());
+            }
+            dsse.insert("rekor".into(), rekor.into());
+        }
         if let Some(time) = &self.trusted_time {
-            rekor.insert("integratedTime".into(), time.time.unix().into());
             let block = json!({"source": time.source.as_str(), "time": time.time.to_string()});
             dsse.insert("trustedTime".into(), block);
         }
@@ -131,7 +134,6 @@ impl Proof {
         );
         let key = json!({"algo": self.algorithm, "issuer": self.issuer, "keyId": self.key_id});
         dsse.insert("key".into(), key);
-        dsse.insert("rekor".into(), rekor.into());
         if !self.chain.is_empty() {
             dsse.insert(
                 "chain".into(),
@@ -142,13 +144,36 @@ impl Proof {
     }
 }
 
+/// The `provenance.dsse.rekor` block of an entry, without its time.
+fn rekor_value(entry: &LogEntry) -> Map<String, Value> {
+    let mut rekor = Map::new();
+    rekor.insert("logIndex".into(), entry.log_index.into());
+    rekor.insert("uuid".into(), uuid(entry).into());
+    rekor.insert("logId".into(), hex::encode(entry.log_id).into());
+    rekor.insert("kind".into(), format!("{}/{}", entry.kind, entry.version).into());
+    if let Some(promise) = &entry.promise {
+        rekor.insert("promise".into(), BASE64_STANDARD.encode(promise).into());
+    }
+    if let Some(proof) = &entry.proof {
+        rekor.insert("treeSize".into(), proof.tree_size.into());
+        rekor.insert("rootHash".into(), hex::encode(proof.root).into());
+        rekor.insert(
+            "hashes".into(),
+            proof.hashes.iter().map(hex::encode).collect::<Vec<_>>().into(),
+        );
+        rekor.insert("checkpoint".into(), proof.checkpoint.clone().into());
+    }
+    rekor
+}
+
 /// Verifies `evidence` (a Sigstore bundle or a bare DSSE envelope, as received) against `roots`.
 ///
 /// Refused evidence is an answer, not an error: the report says which checks failed and why.
 pub fn verify(evidence: &[u8], request: &Request<'_>, roots: &TrustRoots) -> Outcome {
     let mut checks = Checks::default();
-    let parsed = match Evidence::parse(evidence) {
-        Ok(parsed) => parsed,
+    let parsed = match Parsed::parse(evidence) {
+        Ok(Parsed::Attestation(parsed)) => *parsed,
+        Ok(Parsed::Message(message)) => return judge_message(&message, checks, request, roots),
         Err(error) => {
             checks.fail(CheckName::Envelope, error.reason(), error.to_string());
             return checks.refuse(request, roots);
@@ -185,12 +210,22 @@ fn read_statement(evidence: &Evidence) -> Result<Statement, (&'static str, Strin
 }
 
 /// What an entry's body says, read once for all that ask.
-type Body = Result<HashedRekord, BodyError>;
+type Body = Result<Entry, EntryError>;
 
-/// The signature that counts and the key that made it.
+fn bodies(material: &Material) -> Vec<Body> {
+    material
+        .log_entries
+        .iter()
+        .map(|entry| entry::parse(&entry.kind, &entry.version, &entry.body))
+        .collect()
+}
+
+/// The signature that counts, the key that made it, and what it is over.
 struct Signer<'r, 'e> {
     key: AttestationKey<'r>,
     signature: &'e [u8],
+    message: Digest,
+    payload: Option<Digest>,
 }
 
 fn judge(
@@ -201,41 +236,33 @@ fn judge(
     roots: &TrustRoots,
 ) -> Outcome {
     let pae = dsse::pae(&evidence.envelope.payload_type, &evidence.envelope.payload);
-    let bodies: Vec<Body> = evidence
-        .log_entries
-        .iter()
-        .map(|entry| hashedrekord::parse_body(&entry.body))
-        .collect();
-    let signer = find_signer(&evidence, &bodies, &pae, roots);
-    let logged = match &signer {
-        Ok(signer) => judge_log(&evidence, &bodies, &Digest::of(&pae), signer, roots, &mut checks),
-        Err(_) => Logged::default(),
+    let bodies = bodies(&evidence.material);
+    let made_by = |key: &VerifyingKey| {
+        let mut signatures = evidence.envelope.signatures.iter();
+        signatures
+            .find(|signature| key.verify(&pae, &signature.sig))
+            .map(|signature| &signature.sig[..])
     };
-    judge_time(&evidence, &logged, request.at, &mut checks);
-    checks.skip(CheckName::Threshold, "NO_THRESHOLD");
-    let trusted_time = logged.times.first().cloned();
-    match &signer {
-        Ok(signer) => {
-            let time = trusted_time.as_ref().map(|trusted| trusted.time);
-            match signer.key.valid_at(time) {
-                Ok(()) => checks.pass(CheckName::Signature, signer.key.key.key_id().to_string()),
-                Err(reason) => checks.fail(CheckName::Signature, reason, signer.key.key.key_id().to_string()),
-            }
-            judge_scope(&signer.key, &statement, request.tenant, &mut checks);
-            checks.key_id = Some(signer.key.key.key_id().to_string());
-        }
-        Err(reason) => checks.fail(
-            CheckName::Signature,
-            reason,
-            "no trust-root key made a signature of it",
-        ),
+    let signer = find_signer(&evidence.material, &bodies, made_by, roots).map(|(key, signature)| Signer {
+        key,
+        signature,
+        message: Digest::of(&pae),
+        payload: bodies
+            .iter()
+            .flatten()
+            .any(|body| matches!(body.signed, entry::Signed::Payload(_)))
+            .then(|| Digest::of(&evidence.envelope.payload)),
+    });
+    let logged = judge_material(&evidence.material, &bodies, &signer, request, roots, &mut checks);
+    if let Ok(signer) = &signer {
+        judge_scope(&signer.key, &statement, request.tenant, &mut checks);
     }
     judge_event(&statement, request, &mut checks);
     let chain = chain::judge(&evidence, &statement, &logged.times, request, &mut checks);
 
     checks.envelope_digest = Some(evidence.envelope_digest);
     checks.predicate_type = Some(statement.predicate_type.clone());
-    checks.log = evidence.log_entries.first().map(log_value);
+    let trusted_time = logged.times.first().cloned();
     checks.times = logged.times;
     let proof = signer.ok().map(|signer| {
         let (key_id, issuer) = (signer.key.key.key_id().to_string(), signer.key.issuer.to_owned());
@@ -259,6 +286,111 @@ fn judge(
     Outcome { report, proof }
 }
 
+/// Judges a signature over an artifact: what an attestation's checks ask of the signature, the log and the time, and
+/// that the artifact is the wanted one. It states nothing, so it proves no event and passes no policy.
+fn judge_message(
+    message: &MessageSignature,
+    mut checks: Checks,
+    request: &Request<'_>,
+    roots: &TrustRoots,
+) -> Outcome {
+    checks.pass(
+        CheckName::Envelope,
+        format!("Sigstore bundle of a signature over {}", message.digest),
+    );
+    checks.skip(CheckName::Statement, "MESSAGE_SIGNATURE");
+    let bodies = bodies(&message.material);
+    let made_by = |key: &VerifyingKey| {
+        key.verify_digest(&message.digest, &message.signature)
+            .then_some(&message.signature[..])
+    };
+    let signer = find_signer(&message.material, &bodies, made_by, roots).map(|(key, signature)| Signer {
+        key,
+        signature,
+        message: message.digest,
+        payload: None,
+    });
+    let logged = judge_material(&message.material, &bodies, &signer, request, roots, &mut checks);
+    if let Ok(signer) = &signer {
+        judge_tenant(&signer.key, request.tenant, &mut checks);
+    }
+    match wanted_subject(request) {
+        None => checks.skip(CheckName::Subject, "NO_SUBJECT_GIVEN"),
+        Some(digest) if digest == message.digest => checks.pass(CheckName::Subject, digest.to_string()),
+        Some(digest) => checks.fail(
+            CheckName::Subject,
+            "SUBJECT_MISMATCH",
+            format!("{digest} is not what was signed"),
+        ),
+    }
+    match request.event {
+        None => checks.skip(CheckName::Kind, "NO_EVENT"),
+        Some(event) => checks.fail(
+            CheckName::Kind,
+            "KIND_MISMATCH",
+            format!("{} by a signature without a statement", event.kind()),
+        ),
+    }
+    if !request.chain.is_empty() {
+        checks.fail(
+            CheckName::Chain,
+            "NOT_AN_ATTESTATION",
+            "a signature without a statement has no predecessors",
+        );
+    }
+    match request.policy {
+        None => checks.skip(CheckName::Policy, "NO_POLICY"),
+        Some(_) => checks.fail(
+            CheckName::Policy,
+            "NOT_AN_ATTESTATION",
+            "a signature without a statement says nothing that a rule could read",
+        ),
+    }
+    checks.times = logged.times;
+    checks.refuse(request, roots)
+}
+
+/// Judges what attestations and artifact signatures have in common: log entries, times, and the key at its time.
+fn judge_material(
+    material: &Material,
+    bodies: &[Body],
+    signer: &Result<Signer<'_, '_>, &'static str>,
+    request: &Request<'_>,
+    roots: &TrustRoots,
+    checks: &mut Checks,
+) -> Logged {
+    let mut logged = match signer {
+        Ok(signer) => judge_log(material, bodies, signer, request, roots, checks),
+        Err(_) => Logged::default(),
+    };
+    if let Ok(signer) = signer {
+        judge_timestamps(material, signer.signature, roots, &mut logged);
+    }
+    logged.times.sort();
+    judge_time(&logged, request.at, checks);
+    checks.skip(CheckName::Threshold, "NO_THRESHOLD");
+    match signer {
+        Ok(signer) => {
+            let key_id = signer.key.key.key_id().to_string();
+            match signer
+                .key
+                .valid_at(logged.times.first().map(|trusted| trusted.time))
+            {
+                Ok(()) => checks.pass(CheckName::Signature, key_id.clone()),
+                Err(reason) => checks.fail(CheckName::Signature, reason, key_id.clone()),
+            }
+            checks.key_id = Some(key_id);
+        }
+        Err(reason) => checks.fail(
+            CheckName::Signature,
+            reason,
+            "no trust-root key made a signature of it",
+        ),
+    }
+    checks.log = material.log_entries.first().map(log_value);
+    logged
+}
+
 fn log_value(entry: &LogEntry) -> Value {
     json!({
         "logId": hex::encode(entry.log_id),
@@ -270,14 +402,14 @@ fn log_value(entry: &LogEntry) -> Value {
 
 /// Finds the trust-root key that made one of the signatures; the keys that the evidence names are tried first.
 fn find_signer<'r, 'e>(
-    evidence: &'e Evidence,
+    material: &Material,
     bodies: &[Body],
-    pae: &[u8],
+    made_by: impl Fn(&VerifyingKey) -> Option<&'e [u8]>,
     roots: &'r TrustRoots,
-) -> Result<Signer<'r, 'e>, &'static str> {
+) -> Result<(AttestationKey<'r>, &'e [u8]), &'static str> {
     let is_named = |key: &AttestationKey<'_>| {
-        bodies.iter().flatten().any(|body| body.spki == key.key.spki())
-            || evidence
+        bodies.iter().flatten().any(|body| body.names(key.key.spki()))
+            || material
                 .key_hint
                 .as_deref()
                 .is_some_and(|hint| hint == key.key.key_id().as_str())
@@ -285,191 +417,18 @@ fn find_signer<'r, 'e>(
     let (first, rest): (Vec<_>, Vec<_>) = roots.attestation_keys().partition(is_named);
     let known = !first.is_empty();
     for key in first.into_iter().chain(rest) {
-        for signature in &evidence.envelope.signatures {
-            if key.key.verify(pae, &signature.sig) {
-                return Ok(Signer {
-                    key,
-                    signature: &signature.sig,
-                });
-            }
+        if let Some(signature) = made_by(key.key) {
+            return Ok((key, signature));
         }
     }
-    match (known, evidence.certificate.is_some()) {
+    match (known, material.certificate.is_some()) {
         (true, _) => Err("SIGNATURE_INVALID"),
         (false, true) => Err("CERTIFICATE_UNTRUSTED"),
         (false, false) => Err("KEY_UNKNOWN"),
     }
 }
 
-/// What the log entries gave.
-#[derive(Default)]
-struct Logged {
-    times: Vec<TrustedTime>,
-    invalid_time: Option<(&'static str, String)>,
-    witnesses: usize,
-}
-
-/// Judges every entry; each one must hold, so that a bad one cannot hide behind a good one.
-fn judge_log(
-    evidence: &Evidence,
-    bodies: &[Body],
-    pae_digest: &Digest,
-    signer: &Signer<'_, '_>,
-    roots: &TrustRoots,
-    checks: &mut Checks,
-) -> Logged {
-    let mut logged = Logged::default();
-    if evidence.log_entries.is_empty() {
-        checks.fail(
-            CheckName::LogEntry,
-            "NOT_LOGGED",
-            "the evidence bears no log entry",
-        );
-        return logged;
-    }
-    let mut witnesses: Vec<&str> = Vec::new();
-    for (entry, body) in evidence.log_entries.iter().zip(bodies) {
-        checks.hold_to(
-            CheckName::LogEntry,
-            entry_is_ours(entry, body, pae_digest, signer),
-        );
-        if entry.promise.is_some() || entry.integrated_time.is_some() {
-            let detail = format!(
-                "entry {} states a time that no known log has signed",
-                entry.log_index
-            );
-            logged.invalid_time = Some(("SET_UNKNOWN", detail));
-        }
-        let Some(proof) = &entry.proof else {
-            checks.fail(
-                CheckName::LogInclusion,
-                "LOG_PROOF_MISSING",
-                format!("entry {}", entry.log_index),
-            );
-            continue;
-        };
-        let (note, checkpoint) = match trusted_checkpoint(entry, proof, roots) {
-            Ok(read) => read,
-            Err((reason, detail)) => {
-                checks.fail(CheckName::Checkpoint, reason, detail);
-                continue;
-            }
-        };
-        checks.hold_to(
-            CheckName::Checkpoint,
-            Ok(format!("{} at size {}", checkpoint.origin, checkpoint.size)),
-        );
-        let included = is_included(entry, proof, &checkpoint);
-        let counts = included.is_ok();
-        checks.hold_to(CheckName::LogInclusion, included);
-        for witness in roots.witnesses() {
-            match cosignature::verify(&note, witness) {
-                Ok(None) => {}
-                Ok(Some(time)) if counts => {
-                    let by = witness.name().to_owned();
-                    logged.times.push(TrustedTime {
-                        time,
-                        source: TimeSource::Witness,
-                        by,
-                    });
-                    if !witnesses.contains(&witness.name()) {
-                        witnesses.push(witness.name());
-                    }
-                }
-                Ok(Some(_)) => {}
-                Err(error) => logged.invalid_time = Some(("COSIGNATURE_INVALID", error.to_string())),
-            }
-        }
-    }
-    logged.witnesses = witnesses.len();
-    logged.times.sort();
-    logged
-}
-
-type Finding = Result<String, (&'static str, String)>;
-
-/// The entry is of this payload, this signature and this key.
-fn entry_is_ours(entry: &LogEntry, body: &Body, pae_digest: &Digest, signer: &Signer<'_, '_>) -> Finding {
-    if (entry.kind.as_str(), entry.version.as_str()) != (hashedrekord::KIND, hashedrekord::VERSION) {
-        return Err(("ENTRY_KIND_UNKNOWN", format!("{}/{}", entry.kind, entry.version)));
-    }
-    let body = body
-        .as_ref()
-        .map_err(|error| ("ENTRY_MALFORMED", error.to_string()))?;
-    if body.digest != *pae_digest {
-        return Err((
-            "ENTRY_DIGEST_MISMATCH",
-            format!("the entry is of {}", body.digest),
-        ));
-    }
-    if body.signature != signer.signature {
-        return Err((
-            "ENTRY_SIGNATURE_MISMATCH",
-            "the entry is of another signature".into(),
-        ));
-    }
-    if body.spki != signer.key.key.spki() {
-        return Err(("ENTRY_KEY_MISMATCH", "the entry is of another key".into()));
-    }
-    Ok(format!("index {}", entry.log_index))
-}
-
-fn trusted_checkpoint(
-    entry: &LogEntry,
-    proof: &InclusionProof,
-    roots: &TrustRoots,
-) -> Result<(Note, Checkpoint), (&'static str, String)> {
-    let log = roots
-        .log(&entry.log_id)
-        .ok_or_else(|| ("LOG_UNKNOWN", hex::encode(entry.log_id)))?;
-    if log.distrusted {
-        return Err(("LOG_DISTRUSTED", log.key.origin.clone()));
-    }
-    let note = Note::parse(proof.checkpoint.as_bytes())
-        .map_err(|error| ("CHECKPOINT_MALFORMED", error.to_string()))?;
-    let checkpoint = log
-        .key
-        .verify_checkpoint(&note)
-        .map_err(|error| (error.reason(), error.to_string()))?;
-    Ok((note, checkpoint))
-}
-
-/// Root and size are the checkpoint's, and the path from the entry leads to that root.
-fn is_included(entry: &LogEntry, proof: &InclusionProof, checkpoint: &Checkpoint) -> Finding {
-    if proof.tree_size != checkpoint.size {
-        return Err((
-            "TREE_SIZE_MISMATCH",
-            format!("{} is not {}", proof.tree_size, checkpoint.size),
-        ));
-    }
-    if proof.root != checkpoint.root {
-        return Err(("ROOT_MISMATCH", "the proof's root is not the checkpoint's".into()));
-    }
-    if proof.log_index != entry.log_index {
-        return Err((
-            "INDEX_MISMATCH",
-            format!("{} is not {}", proof.log_index, entry.log_index),
-        ));
-    }
-    merkle::verify_inclusion(
-        &entry.leaf_hash(),
-        proof.log_index,
-        proof.tree_size,
-        &proof.hashes,
-        &proof.root,
-    )
-    .map_err(|error| ("INCLUSION_INVALID", error.to_string()))?;
-    Ok(format!("index {} of {}", proof.log_index, proof.tree_size))
-}
-
-fn judge_time(evidence: &Evidence, logged: &Logged, at: Option<Timestamp>, checks: &mut Checks) {
-    if !evidence.timestamps.is_empty() {
-        return checks.fail(
-            CheckName::Time,
-            "TSA_UNKNOWN",
-            "a timestamp of an authority that is not trusted",
-        );
-    }
+fn judge_time(logged: &Logged, at: Option<Timestamp>, checks: &mut Checks) {
     if let Some((reason, detail)) = &logged.invalid_time {
         return checks.fail(CheckName::Time, reason, detail.clone());
     }
@@ -486,7 +445,7 @@ fn judge_time(evidence: &Evidence, logged: &Logged, at: Option<Timestamp>, check
     }
 }
 
-fn judge_scope(key: &AttestationKey<'_>, statement: &Statement, tenant: Option<&str>, checks: &mut Checks) {
+fn judge_tenant(key: &AttestationKey<'_>, tenant: Option<&str>, checks: &mut Checks) {
     if let Some(tenant) = tenant.filter(|tenant| !key.tenants.iter().any(|own| own == "*" || own == tenant)) {
         return checks.fail(
             CheckName::KeyScope,
@@ -494,11 +453,15 @@ fn judge_scope(key: &AttestationKey<'_>, statement: &Statement, tenant: Option<&
             format!("tenant `{tenant}`"),
         );
     }
+    checks.pass(CheckName::KeyScope, format!("tenants {}", key.tenants.join(", ")));
+}
+
+fn judge_scope(key: &AttestationKey<'_>, statement: &Statement, tenant: Option<&str>, checks: &mut Checks) {
     if !pattern::any_matches(key.predicate_types, &statement.predicate_type) {
         let detail = format!("predicateType `{}`", statement.predicate_type);
         return checks.fail(CheckName::KeyScope, "PREDICATE_TYPE_OUT_OF_SCOPE", detail);
     }
-    checks.pass(CheckName::KeyScope, format!("tenants {}", key.tenants.join(", ")));
+    judge_tenant(key, tenant, checks);
 }
 
 fn judge_event(statement: &Statement, request: &Request<'_>, checks: &mut Checks) {
@@ -595,7 +558,7 @@ pub fn facts(event: Option<&Event>, proof: Option<&Proof>) -> Value {
         document.insert("provenance".into(), json!({"dsse": proof.to_dsse()}));
         document.insert(
             "trust".into(),
-            json!({"verified": true, "witnesses": proof.witnesses}),
+            json!({"verified": proof.entry().is_some(), "witnesses": proof.witnesses}),
         );
     } else {
         document.insert("trust".into(), json!({"verified": false}));
@@ -643,8 +606,9 @@ impl Checks {
         }
     }
 
-    /// True if all that a verdict needs passed and nothing failed.
+    /// True if all that a verdict needs passed, or need not for a reason that says so, and nothing failed.
     fn hold(&self) -> bool {
+        const SPARED: [&str; 2] = ["MESSAGE_SIGNATURE", "UNLOGGED_ALLOWED"];
         const NEEDED: [CheckName; 7] = [
             CheckName::Envelope,
             CheckName::Statement,
@@ -654,7 +618,11 @@ impl Checks {
             CheckName::LogInclusion,
             CheckName::Checkpoint,
         ];
-        let passed = |name: CheckName| matches!(self.made[name as usize], Some((Status::Passed, _)));
+        let passed = |name: CheckName| match self.made[name as usize] {
+            Some((Status::Passed, _)) => true,
+            Some((Status::NotApplicable(reason), _)) => SPARED.contains(&reason),
+            _ => false,
+        };
         let failed = self
             .made
             .iter()
@@ -663,6 +631,7 @@ impl Checks {
         NEEDED.into_iter().all(passed) && !failed
     }
 
+    /// A report without a proof.
     fn refuse(self, request: &Request<'_>, roots: &TrustRoots) -> Outcome {
         Outcome {
             report: self.report(request, roots),

@@ -35,7 +35,7 @@ fn sign(key: &SigningKey, request: &pb::SignRequest) -> Result<pb::SignResponse,
     let key_id = key.verifying_key().key_id();
     Ok(pb::SignResponse {
         envelope_digest: Digest::of(&envelope).to_string(),
-        bundle: Evidence::bundle_of(&envelope, key_id, &[]).into(),
+        bundle: Evidence::bundle_of(&envelope, key_id, &[], &[]).into(),
         key_id: key_id.to_string(),
         envelope: envelope.into(),
         log: None,

@@ -214,6 +214,7 @@ impl Work {
     fn read(evidence: &[u8], trust: &str) -> anyhow::Result<Self> {
         let evidence = Evidence::parse(evidence)?;
         let proof = evidence
+            .material
             .log_entries
             .first()
             .and_then(|entry| entry.proof.as_ref());

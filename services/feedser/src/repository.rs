@@ -120,6 +120,7 @@ pub(crate) fn read_evidence(evidence: Bytes, max: usize) -> Result<Attestation, 
         canonical: parsed.canonical_digest,
         predicate_type: statement.predicate_type,
         log: parsed
+            .material
             .log_entries
             .first()
             .map(|entry| (entry.log_id, entry.log_index)),
@@ -133,10 +134,12 @@ pub(crate) fn read_evidence(evidence: Bytes, max: usize) -> Result<Attestation, 
     })
 }
 
-/// The earliest time that a cosignature of the evidence claims.
+/// The earliest time that a cosignature or a signed entry timestamp of the evidence claims.
 fn claimed_time(evidence: &Evidence) -> Option<Timestamp> {
     let mut times = Vec::new();
-    for entry in &evidence.log_entries {
+    for entry in &evidence.material.log_entries {
+        let promised = entry.integrated_time.filter(|_| entry.promise.is_some());
+        times.extend(promised.map(Timestamp::from_unix));
         let note = entry
             .proof
             .as_ref()

@@ -411,7 +411,7 @@ fn submission(recorded: &Recorded) -> Submission {
 
 fn answer(recorded: Recorded, entry: Option<LogEntry>) -> Signed {
     let key_id = recorded.key.key_id().clone();
-    let bundle = Evidence::bundle_of(&recorded.canonical, &key_id, entry.as_slice());
+    let bundle = Evidence::bundle_of(&recorded.canonical, &key_id, entry.as_slice(), &[]);
     Signed {
         envelope: recorded.canonical,
         bundle,

@@ -77,7 +77,7 @@ pub(super) fn judge(
             Ok((holds, proof)) => {
                 proven.push(holds);
                 places.push(Place {
-                    entry: proof.evidence.log_entries.first(),
+                    entry: proof.evidence.material.log_entries.first(),
                     time: proof.trusted_time(),
                 });
             }
@@ -88,7 +88,7 @@ pub(super) fn judge(
         }
     }
     places.push(Place {
-        entry: evidence.log_entries.first(),
+        entry: evidence.material.log_entries.first(),
         time: times.first(),
     });
     for pair in places.windows(2) {

@@ -4,4 +4,5 @@ mod checkpoints;
 mod dsse;
 mod jcs;
 mod merkle;
+mod rekor_entries;
 mod support;

@@ -505,7 +505,7 @@ impl Demo {
         let (new, evidence) = self
             .attest("sbom-after-rotation", statement::CYCLONEDX, sbom, &[])
             .await?;
-        let hint = evidence.key_hint.unwrap_or_default();
+        let hint = evidence.material.key_hint.unwrap_or_default();
         ensure(hint == key.verifying_key().key_id().as_str(), || {
             format!("the new attestation is by {hint}")
         })?;
@@ -549,6 +549,7 @@ fn attest_subject(program: &Path) -> Result<Digest, Failure> {
 
 fn is_witnessed(evidence: &Evidence) -> bool {
     let proofs = evidence
+        .material
         .log_entries
         .iter()
         .filter_map(|entry| entry.proof.as_ref());
@@ -564,7 +565,7 @@ fn is_witnessed(evidence: &Evidence) -> bool {
 fn without_cosignature(bundle: &[u8], evidence: &Evidence) -> Result<Vec<u8>, Failure> {
     let mut document: Value = serde_json::from_slice(bundle).map_err(anyhow::Error::from)?;
     let prefix = format!("\u{2014} {WITNESS} ");
-    let entries = evidence.log_entries.iter().map(|entry| {
+    let entries = evidence.material.log_entries.iter().map(|entry| {
         let mut entry: LogEntry = entry.clone();
         if let Some(proof) = &mut entry.proof {
             let lines = proof.checkpoint.lines().filter(|line| !line.starts_with(&prefix));

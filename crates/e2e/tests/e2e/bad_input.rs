@@ -785,7 +785,13 @@ fn unreadable(world: &World) -> Vec<(&'static str, Vec<u8>, &'static str)> {
     );
     row(
         "a message signature",
-        set(bundle.clone(), "/messageSignature", json!({})),
+        json!({
+            "mediaType": bundle["mediaType"],
+            "messageSignature": {
+                "messageDigest": {"algorithm": "SHA2_256", "digest": BASE64_STANDARD.encode([7; 32])},
+                "signature": "AQ==",
+            },
+        }),
         "NOT_AN_ATTESTATION",
     );
     row(
@@ -940,7 +946,7 @@ fn unproving(world: &World) -> Vec<(&'static str, Vec<u8>, &'static str)> {
             set(again.clone(), &format!("{entries}/0/integratedTime"), json!("1"))
                 .to_string()
                 .into_bytes(),
-            "TIME:SET_UNKNOWN",
+            "TIME:SET_MISSING",
         ),
         (
             "a promise of no log that is known",

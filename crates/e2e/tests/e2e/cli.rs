@@ -1132,7 +1132,7 @@ fn keys_are_made_taken_in_and_rotated_to() {
     let signed = |name: &str| {
         let (bundle, _, _) = sbom_of(&stack, name);
         let evidence = Evidence::parse(&std::fs::read(&bundle).expect("a bundle")).expect("evidence");
-        (bundle, evidence.key_hint.expect("a hint"))
+        (bundle, evidence.material.key_hint.expect("a hint"))
     };
     let (first, first_pem) = exported("first.pem", &[]);
     let (old, by) = signed("old");
@@ -1478,7 +1478,7 @@ fn services_are_one_to_a_directory_and_come_back_where_they_were() {
     let (next, _, _) = sbom_of(&stack, "next");
     let index = |bundle: &Path| {
         let evidence = Evidence::parse(&std::fs::read(bundle).expect("a bundle")).expect("evidence");
-        evidence.log_entries[0].log_index
+        evidence.material.log_entries[0].log_index
     };
     assert_eq!(index(&next), index(&bundle) + 1);
     let stopped = stack.stella(&["down", "--dir", &dir, "--output", "json"]);

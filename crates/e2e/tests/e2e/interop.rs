@@ -462,7 +462,7 @@ async fn the_logs_files_are_a_c2sp_log_of_what_was_signed() {
     // Each answer's entry stands where the answer says.
     for signed in &signed {
         let evidence = Evidence::parse(&signed.bundle).expect("a bundle");
-        let [entry] = &evidence.log_entries[..] else {
+        let [entry] = &evidence.material.log_entries[..] else {
             panic!("one entry")
         };
         let index = usize::try_from(entry.log_index).expect("an index");

@@ -190,7 +190,7 @@ impl StolenLog {
     fn of(stack: &Stack, bundles: &[Vec<u8>]) -> Self {
         let entries = bundles
             .iter()
-            .flat_map(|bundle| Evidence::parse(bundle).expect("evidence").log_entries);
+            .flat_map(|bundle| Evidence::parse(bundle).expect("evidence").material.log_entries);
         let mut entries: Vec<LogEntry> = entries.collect();
         entries.sort_by_key(|entry| entry.log_index);
         let log = Self {
@@ -696,7 +696,7 @@ async fn a_retired_key_proves_what_it_signed_before_and_nothing_after() {
     let forged = Envelope::sign(statement::PAYLOAD_TYPE, &payload(&subject), &old).expect("signs");
     let evidence = |entries: &[LogEntry]| Evidence::bundle(&forged, old.verifying_key().key_id(), entries);
     let (unwitnessed, witnessed) = log.log(&stack, &forged, &old).await;
-    let borrowed = Evidence::parse(&before).expect("evidence").log_entries;
+    let borrowed = Evidence::parse(&before).expect("evidence").material.log_entries;
     let mut backdated = unwitnessed.clone();
     let old_note = &borrowed[0].proof.as_ref().expect("a proof").checkpoint;
     let old_line = old_note.lines().last().expect("the witness's line");
