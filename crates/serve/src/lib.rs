@@ -12,12 +12,15 @@ pub mod client;
 pub mod config;
 mod door;
 pub mod fs;
+pub mod idempotency;
 mod listener;
 mod ops;
 pub mod pki;
 pub mod problem;
 mod reload;
 pub mod shell;
+#[cfg(feature = "sqlite")]
+pub mod sqlite;
 mod telemetry;
 mod tls;
 pub mod upstream;

@@ -346,11 +346,6 @@ impl EmbeddedLog {
         self.shared.durable.subscribe()
     }
 
-    /// The newest checkpoint that all required witnesses cosigned, and each one after it.
-    pub fn watch_cosigned(&self) -> watch::Receiver<Option<Arc<Signed>>> {
-        self.shared.cosigned.subscribe()
-    }
-
     /// The newest checkpoint whose tiles are in their files, and each one after it.
     pub fn watch_published(&self) -> watch::Receiver<Arc<Signed>> {
         self.shared.published.subscribe()

@@ -9,12 +9,12 @@ use stella_attest::timestamp::Timestamp;
 use stella_proto::backfill::v1 as pb;
 use stella_proto::backfill::v1::backfill_service_server::BackfillService;
 use stella_serve::access::Caller;
+use stella_serve::idempotency::IdempotencyKey;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use crate::backfill::{Backfill, StartOrder, kinds};
 use crate::error::Error;
-use crate::idempotency::IdempotencyKey;
 use crate::job::{Job, State, Unproven};
 use crate::remote::KindCount;
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use stella_attest::statement::Kind;
 use stella_attest::timestamp::Timestamp;
 use stella_serve::access::Tenant;
+use stella_serve::idempotency::IdempotencyKey;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,7 +19,7 @@ use tracing::{Instrument as _, info, info_span};
 
 use crate::config::Limits;
 use crate::error::Error;
-use crate::idempotency::{IdempotencyKey, KeyUse};
+use crate::idempotency::KeyUse;
 use crate::job::{DEFAULT_KINDS, Job, State, Unproven};
 use crate::page_token;
 use crate::remote::{Feedser, KindCount};

@@ -5,10 +5,10 @@
 use std::sync::Arc;
 
 use stella_proto::status::{refuse, refuse_field};
+use stella_serve::idempotency::IdempotencyKeyError;
 use stella_serve::upstream;
 use tonic::{Code, Status};
 
-use crate::idempotency::IdempotencyKeyError;
 use crate::store::StoreError;
 
 /// Most characters of a job's message.

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use stella_attest::key::{KeyError, KeyId};
 use stella_attest::statement::StatementError;
 use stella_proto::status::{refuse, refuse_field};
+use stella_serve::idempotency::IdempotencyKeyError;
 use stella_tlog::LogError;
 use tonic::{Code, Status};
 
 use crate::audit::AuditError;
-use crate::idempotency::{IdempotencyError, IdempotencyKeyError};
+use crate::idempotency::IdempotencyError;
 use crate::keys::KeyBackendError;
 
 /// Why a call, or one item of it, was refused.

@@ -7,60 +7,14 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use stella_attest::digest::{Digest, Hasher};
+use stella_attest::digest::Digest;
 use stella_attest::timestamp::Timestamp;
+pub(crate) use stella_serve::idempotency::Scope;
+use stella_serve::idempotency::expiry;
 
 use crate::audit::Location;
 
-/// How long a key is remembered, in seconds.
-pub(crate) const KEPT_SECONDS: i64 = 24 * 60 * 60;
-
 const SHARDS: usize = 16;
-
-/// A caller's key: 1 to 128 visible ASCII characters.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IdempotencyKey(String);
-
-/// Why a text is no key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("an idempotency key has 1 to 128 visible ASCII characters")]
-pub struct IdempotencyKeyError;
-
-impl IdempotencyKey {
-    /// The key of a request; an empty text means that the caller gave none.
-    ///
-    /// # Errors
-    /// [`IdempotencyKeyError`] if the text is too long or has other characters.
-    pub fn parse(text: String) -> Result<Option<Self>, IdempotencyKeyError> {
-        if text.is_empty() {
-            return Ok(None);
-        }
-        if text.len() > 128 || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(IdempotencyKeyError);
-        }
-        Ok(Some(Self(text)))
-    }
-
-    /// The text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-/// A key with all that it counts within.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Scope(Digest);
-
-impl Scope {
-    pub(crate) fn new(caller: &str, tenant: &str, method: &str, key: &str) -> Self {
-        let mut hasher = Hasher::new();
-        for part in [caller, tenant, method, key] {
-            hasher.update(&(part.len() as u64).to_be_bytes());
-            hasher.update(part.as_bytes());
-        }
-        Self(hasher.finish())
-    }
-}
 
 /// What a call has come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -245,13 +199,9 @@ impl Idempotency {
     }
 
     fn shard(&self, scope: &Scope) -> MutexGuard<'_, Shard> {
-        let shard = usize::from(scope.0.as_bytes()[0]) % SHARDS;
+        let shard = usize::from(scope.as_bytes()[0]) % SHARDS;
         self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn expiry(used: Timestamp) -> Timestamp {
-    Timestamp::from_unix(used.unix().saturating_add(KEPT_SECONDS))
 }
 
 impl Shard {
@@ -312,6 +262,8 @@ impl Drop for Ticket {
 
 #[cfg(test)]
 mod tests {
+    use stella_serve::idempotency::KEPT_SECONDS;
+
     use super::*;
 
     fn at(seconds: i64) -> Timestamp {
@@ -467,7 +419,7 @@ mod tests {
         let mut scopes = (0..).map(|n| Scope::new("ci", "acme", "Sign", &format!("{n}")));
         let first = scopes.next().expect("endless");
         let same_shard = scopes
-            .find(|scope| scope.0.as_bytes()[0] % 16 == first.0.as_bytes()[0] % 16)
+            .find(|scope| scope.as_bytes()[0] % 16 == first.as_bytes()[0] % 16)
             .expect("endless");
         let Ok(Begin::Fresh(ticket)) = keys.begin(first, request, at(0)) else {
             panic!("the key is new")
@@ -481,21 +433,5 @@ mod tests {
             outcome(keys.begin(same_shard, request, at(KEPT_SECONDS))),
             Ok(("fresh", None))
         );
-    }
-
-    #[test]
-    fn a_key_is_short_visible_ascii() {
-        let key = |text: &str| IdempotencyKey::parse(text.into()).map(|key| key.map(|key| key.0));
-        for (case, text, want) in [
-            ("none", String::new(), Ok(None)),
-            ("a word", "retry-1".to_owned(), Ok(Some("retry-1".to_owned()))),
-            ("the longest", "x".repeat(128), Ok(Some("x".repeat(128)))),
-            ("too long", "x".repeat(129), Err(IdempotencyKeyError)),
-            ("a space", "a b".to_owned(), Err(IdempotencyKeyError)),
-            ("a newline", "a\n".to_owned(), Err(IdempotencyKeyError)),
-            ("not ASCII", "ü".to_owned(), Err(IdempotencyKeyError)),
-        ] {
-            assert_eq!(key(&text), want, "{case}");
-        }
     }
 }

@@ -1,13 +1,13 @@
 //! What a caller wants signed, parsed: a strict in-toto Statement, a key slot, and whether it must be logged.
 
 use prost::bytes::Bytes;
-use stella_attest::digest::{Digest, Hasher};
+use stella_attest::digest::Digest;
 use stella_attest::key::KeyId;
 use stella_attest::statement::{self, PAYLOAD_TYPE, Statement};
 use stella_proto::signer::v1 as pb;
+use stella_serve::idempotency::{IdempotencyKey, request_digest};
 
 use crate::error::Error;
-use crate::idempotency::IdempotencyKey;
 
 /// The slot that an empty name means.
 pub const DEFAULT_SLOT: &str = "default";
@@ -90,16 +90,11 @@ impl SignOrder {
 
     /// SHA-256 of all that makes this request this one.
     pub fn digest(&self) -> Digest {
-        let mut hasher = Hasher::new();
-        for part in [
+        request_digest(&[
             &self.payload[..],
             self.slot.as_bytes(),
             self.transparency.as_str().as_bytes(),
-        ] {
-            hasher.update(&(part.len() as u64).to_be_bytes());
-            hasher.update(part);
-        }
-        hasher.finish()
+        ])
     }
 }
 
@@ -174,15 +169,10 @@ impl RotateOrder {
 
     /// SHA-256 of all that makes this request this one.
     pub fn digest(&self) -> Digest {
-        let mut hasher = Hasher::new();
-        for part in [
+        request_digest(&[
             self.slot.as_str(),
             self.to.as_ref().map(KeyId::as_str).unwrap_or_default(),
-        ] {
-            hasher.update(&(part.len() as u64).to_be_bytes());
-            hasher.update(part.as_bytes());
-        }
-        hasher.finish()
+        ])
     }
 }
 

@@ -6,38 +6,35 @@
 #[cfg(test)]
 mod tests;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use rusqlite::types::Type;
-use rusqlite::{
-    Connection, ErrorCode, OptionalExtension as _, Row, Transaction, TransactionBehavior, params,
-};
+use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, TransactionBehavior, params};
 use stella_attest::digest::Digest;
 use stella_attest::statement::Kind;
 use stella_attest::timestamp::Timestamp;
 use stella_serve::access::Tenant;
+use stella_serve::sqlite::{self, Schema, Sharing};
 use tokio::sync::oneshot;
 
 use super::{KeyUse, NewJob, Progress, Report, Started, Store, StoreError};
 use crate::job::{Job, Listed, Page, Refusal, State, Tally, Unproven};
 
-/// Marks the file as ours (`PRAGMA application_id`): "StBf".
-const APPLICATION_ID: i32 = 0x5374_4266;
-
-/// The schema that this program writes (`PRAGMA user_version`).
-const SCHEMA_VERSION: i32 = 1;
-
 /// Requests that may wait; more make the callers wait.
 const QUEUE: usize = 256;
 
 /// How long another process may take to let go of the file.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(2);
 
-const SCHEMA: &str = "
+const SCHEMA: Schema = Schema {
+    // "StBf".
+    application_id: 0x5374_4266,
+    version: 1,
+    tables: "
 CREATE TABLE jobs (
     seq            INTEGER PRIMARY KEY,
     id             TEXT NOT NULL UNIQUE,
@@ -88,7 +85,8 @@ CREATE TABLE idempotency_keys (
     expires INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX idempotency_keys_by_expiry ON idempotency_keys (expires);
-";
+",
+};
 
 /// The columns that [`read_job`] reads.
 const JOB: &str = "id, tenant, kinds, event_limit, state, total, proven, not_found, errors, already_proven, \
@@ -97,42 +95,9 @@ const JOB: &str = "id, tenant, kinds, event_limit, state, total, proven, not_fou
 /// Why a file cannot be opened as our store.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// It is not an SQLite database at all.
-    #[error("`{}` is not a database", .path.display())]
-    NotADatabase {
-        /// The file.
-        path: PathBuf,
-    },
-    /// It is a database of another program.
-    #[error("`{}` is a database, but not a store of this service", .path.display())]
-    OtherStore {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A newer program has written it.
-    #[error("`{}` has schema version {found}; this program knows {known}", .path.display())]
-    NewerSchema {
-        /// The file.
-        path: PathBuf,
-        /// The version in the file.
-        found: i32,
-        /// The newest that this program knows.
-        known: i32,
-    },
-    /// Another process has it open.
-    #[error("`{}` is used by another process", .path.display())]
-    InUse {
-        /// The file.
-        path: PathBuf,
-    },
-    /// SQLite or the file system refused.
-    #[error("`{}` cannot be opened", .path.display())]
-    Sqlite {
-        /// The file.
-        path: PathBuf,
-        /// What was refused.
-        source: rusqlite::Error,
-    },
+    /// It is not one of ours, or SQLite refused it.
+    #[error(transparent)]
+    File(#[from] stella_serve::sqlite::OpenError),
     /// A thread could not be started.
     #[error("a thread of the store could not be started")]
     Thread(#[source] std::io::Error),
@@ -152,7 +117,7 @@ impl SqliteStore {
     /// # Errors
     /// [`OpenError`]; nothing is changed in a file that is refused.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let mut connection = open(path)?;
+        let mut connection = sqlite::open(path, &SCHEMA, Sharing::Alone, PATIENCE)?;
         let (queue, waiting) = mpsc::sync_channel::<Work>(QUEUE);
         let thread = thread::Builder::new().name("store".to_owned()).spawn(move || {
             while let Ok(work) = waiting.recv() {
@@ -602,67 +567,4 @@ fn damaged(
     error: impl std::error::Error + Send + Sync + 'static,
 ) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(index, found, Box::new(error))
-}
-
-fn open(path: &Path) -> Result<Connection, OpenError> {
-    let refused = |source: rusqlite::Error| match source.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase) => OpenError::NotADatabase {
-            path: path.to_owned(),
-        },
-        Some(ErrorCode::DatabaseBusy) => OpenError::InUse {
-            path: path.to_owned(),
-        },
-        _ => OpenError::Sqlite {
-            path: path.to_owned(),
-            source,
-        },
-    };
-    let mut connection = Connection::open(path).map_err(refused)?;
-    connection.busy_timeout(BUSY_TIMEOUT).map_err(refused)?;
-    connection
-        .pragma_update(None, "locking_mode", "EXCLUSIVE")
-        .map_err(refused)?;
-    let pragma = |connection: &Connection, name: &str| {
-        connection
-            .pragma_query_value(None, name, |row| row.get::<_, i32>(0))
-            .map_err(refused)
-    };
-    let tables: i64 = connection
-        .query_row("SELECT count(*) FROM sqlite_schema", (), |row| row.get(0))
-        .map_err(refused)?;
-    let application = pragma(&connection, "application_id")?;
-    if application != APPLICATION_ID && (tables > 0 || application != 0) {
-        return Err(OpenError::OtherStore {
-            path: path.to_owned(),
-        });
-    }
-    let found = pragma(&connection, "user_version")?;
-    if found > SCHEMA_VERSION {
-        return Err(OpenError::NewerSchema {
-            path: path.to_owned(),
-            found,
-            known: SCHEMA_VERSION,
-        });
-    }
-    configure(&mut connection, tables == 0).map_err(refused)?;
-    Ok(connection)
-}
-
-fn configure(connection: &mut Connection, is_new: bool) -> rusqlite::Result<()> {
-    if is_new {
-        connection.pragma_update(None, "page_size", 8192)?;
-    }
-    connection.pragma_update(None, "journal_mode", "WAL")?;
-    connection.pragma_update(None, "synchronous", "FULL")?;
-    connection.pragma_update(None, "temp_store", "MEMORY")?;
-    connection.set_prepared_statement_cache_capacity(64);
-    // The first write takes the lock, which is then kept.
-    transact(connection, |transaction| {
-        if is_new {
-            transaction.execute_batch(SCHEMA)?;
-            transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-            transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
-        }
-        Ok(())
-    })
 }

@@ -12,14 +12,16 @@
 mod read;
 mod write;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use async_trait::async_trait;
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, OpenFlags};
 use stella_attest::digest::Digest;
 use stella_attest::statement::Kind;
+use stella_serve::sqlite::{self, Schema, Sharing};
 use tokio::sync::oneshot;
 
 use super::{
@@ -28,16 +30,17 @@ use super::{
 };
 use write::Request;
 
-/// Marks the file as ours (`PRAGMA application_id`): "StFd".
-const APPLICATION_ID: i32 = 0x5374_4664;
-
-/// The schema that this program writes (`PRAGMA user_version`).
-const SCHEMA_VERSION: i32 = 1;
-
 /// Write requests that may wait; more make the callers wait.
 const QUEUE: usize = 1024;
 
-const SCHEMA: &str = "
+/// How long a connection waits for another that holds the file.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+const SCHEMA: Schema = Schema {
+    // "StFd".
+    application_id: 0x5374_4664,
+    version: 1,
+    tables: "
 CREATE TABLE strings (
     id   INTEGER PRIMARY KEY,
     text TEXT NOT NULL UNIQUE
@@ -85,41 +88,15 @@ CREATE TABLE attestation_subjects (
 CREATE TABLE attestations_in_use (
     attestation INTEGER PRIMARY KEY
 );
-";
+",
+};
 
 /// Why a file cannot be opened as our store.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// It is not an SQLite database at all.
-    #[error("`{}` is not a database", .path.display())]
-    NotADatabase {
-        /// The file.
-        path: PathBuf,
-    },
-    /// It is a database of another program.
-    #[error("`{}` is a database, but not a store of this service", .path.display())]
-    OtherStore {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A newer program has written it.
-    #[error("`{}` has schema version {found}; this program knows {known}", .path.display())]
-    NewerSchema {
-        /// The file.
-        path: PathBuf,
-        /// The version in the file.
-        found: i32,
-        /// The newest that this program knows.
-        known: i32,
-    },
-    /// SQLite or the file system refused.
-    #[error("`{}` cannot be opened", .path.display())]
-    Sqlite {
-        /// The file.
-        path: PathBuf,
-        /// What was refused.
-        source: rusqlite::Error,
-    },
+    /// It is not one of ours, or SQLite refused it.
+    #[error(transparent)]
+    File(#[from] stella_serve::sqlite::OpenError),
     /// A thread could not be started.
     #[error("a thread of the store could not be started")]
     Thread(#[source] std::io::Error),
@@ -332,78 +309,32 @@ fn run_reader(mut connection: Connection, jobs: &Mutex<mpsc::Receiver<ReadJob>>)
 }
 
 fn open_writer(path: &Path) -> Result<Connection, OpenError> {
-    let refused = |source: rusqlite::Error| match source.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase) => OpenError::NotADatabase {
-            path: path.to_owned(),
-        },
-        _ => OpenError::Sqlite {
-            path: path.to_owned(),
-            source,
-        },
+    let connection = sqlite::open(path, &SCHEMA, Sharing::Shared, PATIENCE)?;
+    let configure = || {
+        connection.pragma_update(None, "cache_size", -65_536)?;
+        connection.pragma_update(None, "wal_autocheckpoint", 4096)
     };
-    let mut connection = Connection::open(path).map_err(refused)?;
-    let pragma = |connection: &Connection, name: &str| {
-        connection
-            .pragma_query_value(None, name, |row| row.get::<_, i32>(0))
-            .map_err(refused)
-    };
-    let tables: i64 = connection
-        .query_row("SELECT count(*) FROM sqlite_schema", (), |row| row.get(0))
-        .map_err(refused)?;
-    let application = pragma(&connection, "application_id")?;
-    if application != APPLICATION_ID && (tables > 0 || application != 0) {
-        return Err(OpenError::OtherStore {
-            path: path.to_owned(),
-        });
-    }
-    let found = pragma(&connection, "user_version")?;
-    if found > SCHEMA_VERSION {
-        return Err(OpenError::NewerSchema {
-            path: path.to_owned(),
-            found,
-            known: SCHEMA_VERSION,
-        });
-    }
-    configure_writer(&mut connection, tables == 0).map_err(refused)?;
+    configure().map_err(|source| refused(path, source))?;
     Ok(connection)
-}
-
-fn configure_writer(connection: &mut Connection, is_new: bool) -> rusqlite::Result<()> {
-    if is_new {
-        connection.pragma_update(None, "page_size", 8192)?;
-    }
-    connection.pragma_update(None, "journal_mode", "WAL")?;
-    connection.pragma_update(None, "synchronous", "FULL")?;
-    connection.pragma_update(None, "cache_size", -65_536)?;
-    connection.pragma_update(None, "wal_autocheckpoint", 4096)?;
-    connection.pragma_update(None, "temp_store", "MEMORY")?;
-    connection.busy_timeout(std::time::Duration::from_secs(10))?;
-    connection.set_prepared_statement_cache_capacity(64);
-    if is_new {
-        let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-        transaction.execute_batch(SCHEMA)?;
-        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-        transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
-        transaction.commit()?;
-    }
-    Ok(())
 }
 
 fn open_reader(path: &Path) -> Result<Connection, OpenError> {
-    let refused = |source: rusqlite::Error| OpenError::Sqlite {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let open = || {
+        let connection = Connection::open_with_flags(path, flags)?;
+        connection.pragma_update(None, "cache_size", -16_384)?;
+        connection.busy_timeout(PATIENCE)?;
+        connection.set_prepared_statement_cache_capacity(64);
+        Ok(connection)
+    };
+    open().map_err(|source| refused(path, source))
+}
+
+fn refused(path: &Path, source: rusqlite::Error) -> OpenError {
+    OpenError::File(sqlite::OpenError::Sqlite {
         path: path.to_owned(),
         source,
-    };
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags).map_err(refused)?;
-    connection
-        .pragma_update(None, "cache_size", -16_384)
-        .map_err(refused)?;
-    connection
-        .busy_timeout(std::time::Duration::from_secs(10))
-        .map_err(refused)?;
-    connection.set_prepared_statement_cache_capacity(64);
-    Ok(connection)
+    })
 }
 
 /// A number as it stands in a column. What comes from documents is at most 2^53.
@@ -452,32 +383,20 @@ mod tests {
     #[test]
     fn only_a_store_of_ours_opens() {
         let dir = tempfile::tempdir().unwrap();
-        let path = |name: &str| dir.path().join(name);
-        std::fs::write(
-            path("text"),
-            "this is no database, but long enough to look like a file".repeat(40),
-        )
-        .unwrap();
-        Connection::open(path("other"))
-            .unwrap()
-            .execute_batch("CREATE TABLE jobs (id INTEGER)")
-            .unwrap();
-        let marked = Connection::open(path("marked")).unwrap();
-        marked.pragma_update(None, "application_id", 7).unwrap();
-        drop(SqliteStore::open(&path("newer"), 1).unwrap());
-        Connection::open(path("newer"))
-            .unwrap()
-            .pragma_update(None, "user_version", 2)
-            .unwrap();
-        for (name, want) in [
-            ("text", "is not a database"),
-            ("other", "is a database, but not a store of this service"),
-            ("marked", "is a database, but not a store of this service"),
-            ("newer", "has schema version 2; this program knows 1"),
-            ("no/such/folder", "cannot be opened"),
+        let path = dir.path().join("feedser.db");
+        drop(SqliteStore::open(&path, 1).unwrap());
+        for (pragma, value, want) in [
+            ("user_version", 2, "has schema version 2; this program knows 1"),
+            (
+                "application_id",
+                7,
+                "is a database, but not a store of this service",
+            ),
         ] {
-            let error = SqliteStore::open(&path(name), 1).err().unwrap().to_string();
-            assert_eq!(error, format!("`{}` {want}", path(name).display()), "{name}");
+            let connection = Connection::open(&path).unwrap();
+            connection.pragma_update(None, pragma, value).unwrap();
+            let error = SqliteStore::open(&path, 1).err().unwrap().to_string();
+            assert_eq!(error, format!("`{}` {want}", path.display()), "{pragma}");
         }
     }
 

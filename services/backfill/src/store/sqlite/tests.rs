@@ -1,5 +1,7 @@
 //! What the store keeps, and which files it opens.
 
+use stella_serve::idempotency::Scope;
+
 use super::*;
 
 fn at(seconds: i64) -> Timestamp {
@@ -38,7 +40,7 @@ fn job(id: &str) -> Job {
 
 fn key(name: &str, request: &str) -> KeyUse {
     KeyUse {
-        scope: Digest::of(name.as_bytes()),
+        scope: Scope::new("ci", "acme", "StartBackfill", name),
         request: Digest::of(request.as_bytes()),
         expires: at(100),
     }
@@ -318,37 +320,26 @@ async fn jobs_that_have_ended_make_room_for_others() {
 #[test]
 fn only_a_store_of_ours_opens_and_only_once() {
     let dir = tempfile::tempdir().unwrap();
-    let path = |name: &str| dir.path().join(name);
-    std::fs::write(
-        path("text"),
-        "this is no database, but long enough to look like a file".repeat(40),
-    )
-    .unwrap();
-    Connection::open(path("other"))
-        .unwrap()
-        .execute_batch("CREATE TABLE jobs (id INTEGER)")
-        .unwrap();
-    let marked = Connection::open(path("marked")).unwrap();
-    marked.pragma_update(None, "application_id", 7).unwrap();
-    drop(marked);
-    drop(SqliteStore::open(&path("newer")).unwrap());
-    Connection::open(path("newer"))
-        .unwrap()
-        .pragma_update(None, "user_version", 2)
-        .unwrap();
-    let _open = SqliteStore::open(&path("open")).unwrap();
-    for (name, want) in [
-        ("text", "is not a database"),
-        ("other", "is a database, but not a store of this service"),
-        ("marked", "is a database, but not a store of this service"),
-        ("newer", "has schema version 2; this program knows 1"),
-        ("open", "is used by another process"),
-        ("no/such/folder", "cannot be opened"),
+    let path = dir.path().join("backfill.db");
+    let store = SqliteStore::open(&path).unwrap();
+    let refused = || SqliteStore::open(&path).err().unwrap().to_string();
+    assert_eq!(
+        refused(),
+        format!("`{}` is used by another process", path.display())
+    );
+    drop(store);
+    for (pragma, value, want) in [
+        ("user_version", 2, "has schema version 2; this program knows 1"),
+        (
+            "application_id",
+            7,
+            "is a database, but not a store of this service",
+        ),
     ] {
-        let before = std::fs::read(path(name)).ok();
-        let error = SqliteStore::open(&path(name)).err().unwrap().to_string();
-        assert_eq!(error, format!("`{}` {want}", path(name).display()), "{name}");
-        assert_eq!(std::fs::read(path(name)).ok(), before, "{name} is left as it was");
+        let connection = Connection::open(&path).unwrap();
+        connection.pragma_update(None, pragma, value).unwrap();
+        drop(connection);
+        assert_eq!(refused(), format!("`{}` {want}", path.display()), "{pragma}");
     }
 }
 
