@@ -86,7 +86,9 @@ fn ferretdb_v2_keeps_what_it_acknowledged_over_a_kill() {
     let Some(mut mongo) = FerretV2::start(Access::Open) else {
         return;
     };
-    pymongo(&python, &mongo.uri("d"), INSERT).ok();
+    // Without its jobs the server would never answer the second.
+    let indexed = format!("{INSERT}\nclient['d'].c.create_index('n', unique=True)");
+    pymongo(&python, &mongo.uri("d"), &indexed).ok();
     mongo.kill9();
     mongo.restart();
     assert_eq!(pymongo(&python, &mongo.uri("d"), FIND).ok(), FOUND);

@@ -7,8 +7,8 @@ use std::process::Command;
 use std::sync::{Arc, OnceLock};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -200,7 +200,9 @@ fn launch_postgres(place: &Place, home: &Home) -> Process {
     postgres.arg(IN_NAMESPACE).arg(&place.root);
     postgres.arg(home.file("pg")).arg(place.postgres_port.to_string());
     let mut process = Process::start(postgres, &home.file("postgres.log"));
-    process.wait_until(|| query(place, "select 1"));
+    // DocumentDB builds indexes in jobs, which still name the port on which the template was made.
+    let jobs = format!("update cron.job set nodeport = {}", place.postgres_port);
+    process.wait_until(|| query(place, &jobs));
     process
 }
 
@@ -277,6 +279,7 @@ fn tls(home: &Home, stream: TcpStream) -> StreamOwned<ClientConnection, TcpStrea
 fn write_certificates(home: &Home) {
     let ca_key = KeyPair::generate().expect("a key");
     let mut ca = CertificateParams::default();
+    ca.distinguished_name = named("test CA");
     ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     ca.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     let ca_pem = ca.self_signed(&ca_key).expect("a certificate").pem();
@@ -285,6 +288,7 @@ fn write_certificates(home: &Home) {
 
     let key = KeyPair::generate().expect("a key");
     let mut server = CertificateParams::default();
+    server.distinguished_name = named("server");
     server.subject_alt_names = vec![
         SanType::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST)),
         SanType::DnsName("localhost".try_into().expect("a name")),
@@ -298,7 +302,15 @@ fn write_certificates(home: &Home) {
 
     let key = KeyPair::generate().expect("a key");
     let mut client = CertificateParams::default();
+    client.distinguished_name = named("client");
     client.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     let pem = client.signed_by(&key, &issuer).expect("a certificate").pem();
     home.write("client.pem", format!("{pem}{}", key.serialize_pem()));
+}
+
+/// A name of its own: a certificate that bears its issuer's name passes for self-signed.
+fn named(name: &str) -> DistinguishedName {
+    let mut subject = DistinguishedName::new();
+    subject.push(DnType::CommonName, name);
+    subject
 }
