@@ -82,6 +82,9 @@ pub struct Ports {
     pub main: u16,
     /// Health and metrics.
     pub ops: u16,
+    /// The log's HTTP face: the Signer's alone, and not in directories that were made without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<u16>,
 }
 
 /// The listening sockets of one service, kept by the supervisor so that a restart keeps the port.
@@ -91,18 +94,26 @@ pub struct Listeners {
     pub main: TcpListener,
     /// Health and metrics.
     pub ops: TcpListener,
+    /// The log's HTTP face.
+    pub log: Option<TcpListener>,
 }
 
 impl Listeners {
-    fn bind(ports: Option<Ports>) -> anyhow::Result<Self> {
+    fn bind(service: Service, ports: Option<Ports>) -> anyhow::Result<Self> {
         let bind = |port: u16| {
             TcpListener::bind(("127.0.0.1", port))
                 .with_context(|| format!("port {port} of an earlier start is in use"))
         };
-        let (main, ops) = ports.map_or((0, 0), |ports| (ports.main, ports.ops));
+        let new = Ports {
+            main: 0,
+            ops: 0,
+            log: (service == Service::Signer).then_some(0),
+        };
+        let ports = ports.unwrap_or(new);
         Ok(Self {
-            main: bind(main)?,
-            ops: bind(ops)?,
+            main: bind(ports.main)?,
+            ops: bind(ports.ops)?,
+            log: ports.log.map(bind).transpose()?,
         })
     }
 
@@ -110,6 +121,10 @@ impl Listeners {
         Ok(Ports {
             main: self.main.local_addr()?.port(),
             ops: self.ops.local_addr()?.port(),
+            log: match &self.log {
+                Some(log) => Some(log.local_addr()?.port()),
+                None => None,
+            },
         })
     }
 }
@@ -207,7 +222,7 @@ impl DevDir {
         let mut listeners = BTreeMap::new();
         let mut ports = BTreeMap::new();
         for service in Service::ALL {
-            let bound = Listeners::bind(kept.get(service.name()).copied())?;
+            let bound = Listeners::bind(service, kept.get(service.name()).copied())?;
             ports.insert(service.name(), bound.ports()?);
             listeners.insert(service, bound);
         }
@@ -239,7 +254,7 @@ impl DevDir {
         fs::create_dir_all(self.path("logs"))?;
         fs::create_dir_all(self.path("operator"))?;
         self.certificates()?;
-        let witness = self.keys()?;
+        let witness = self.keys(ports)?;
         for service in Service::ALL {
             fs::write(self.config(service), config(service, ports, &witness)?)?;
         }
@@ -273,7 +288,7 @@ impl DevDir {
     }
 
     /// One key for each purpose, the first key history, and the trust roots that name their public halves.
-    fn keys(&self) -> anyhow::Result<NoteKey> {
+    fn keys(&self, ports: &BTreeMap<String, Ports>) -> anyhow::Result<NoteKey> {
         let attestation = SigningKey::generate(Algorithm::EcdsaP256)?;
         keys::place(&self.of(Service::Signer, "keys"), "default", &attestation)
             .map_err(|failure| anyhow::anyhow!(failure.text(false)))?;
@@ -308,7 +323,7 @@ impl DevDir {
         };
         let trusted = TrustedLog {
             key: LogKey::new(ORIGIN, log.verifying_key().clone())?,
-            base_url: format!("https://{ORIGIN}"),
+            base_url: log_url(ports).unwrap_or_else(|| format!("https://{ORIGIN}")),
             distrusted: false,
         };
         let roots = TrustRoots::new(
@@ -379,10 +394,19 @@ impl DevDir {
         ] {
             text.push_str(&format!("{name}={}\n", quoted(&value)));
         }
+        if let Some(url) = log_url(ports) {
+            text.push_str(&format!("STELLA_LOG_URL={}\n", quoted(&url)));
+        }
         let file = self.path("stella.env");
         write_atomic(&file, text.as_bytes(), Access::Everybody)?;
         Ok(file)
     }
+}
+
+/// Where the log's HTTP face is, if it has one.
+fn log_url(ports: &BTreeMap<String, Ports>) -> Option<String> {
+    let port = ports[Service::Signer.name()].log?;
+    Some(format!("http://{ORIGIN}:{port}"))
 }
 
 /// `text` as one word of a POSIX shell.
@@ -463,12 +487,16 @@ fn config(service: Service, ports: &BTreeMap<String, Ports>, witness: &NoteKey) 
             ports[other.name()].main
         )
     };
+    let http = own
+        .log
+        .map(|port| format!("[log.http]\nlisten = \"127.0.0.1:{port}\"\n"));
+    let http = http.unwrap_or_default();
     let body = match service {
         Service::Signer => format!(
             "[keys]\ndir = \"keys\"\nmanifest_key = \"manifest.pem\"\nmanifest_caller = \"{}\"\n\
              history_key = \"history.pem\"\n\
              history_dir = \"history\"\n\n[log]\ndir = \"log\"\nkey = \"log.pem\"\norigin = \"{ORIGIN}\"\n\
-             required_witnesses = [\"{witness}\"]\n\n[audit]\ndir = \"audit\"\nkey = \"audit.pem\"\n\n\
+             required_witnesses = [\"{witness}\"]\n{http}\n[audit]\ndir = \"audit\"\nkey = \"audit.pem\"\n\n\
              [[policy.allow]]\ncaller = \"spiffe://stella.local/*\"\ntenant = \"{TENANT}\"\npredicate_type = \"*\"\n\
              key_slot = \"*\"\n\n{}",
             identity("feedser")?,

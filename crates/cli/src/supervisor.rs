@@ -145,11 +145,19 @@ impl Keeper {
         let socket = |listener: &std::net::TcpListener| -> anyhow::Result<OwnedFd> {
             Ok(listener.as_fd().try_clone_to_owned()?)
         };
+        let Listeners { main, ops, log: face } = self.listeners.as_ref();
+        let mut sockets = Vec::new();
+        for (listener, child_fd) in [main, ops].into_iter().chain(face).zip(3..) {
+            sockets.push(FdMapping {
+                parent_fd: socket(listener)?,
+                child_fd,
+            });
+        }
         let mut command = Command::new(&self.program);
         command
             .args(["serve", self.service.name(), "--config"])
             .arg(self.dir.config(self.service))
-            .env("LISTEN_FDS", "2")
+            .env("LISTEN_FDS", sockets.len().to_string())
             .env_remove("LISTEN_PID")
             .env("STELLA_SUPERVISED", "1")
             .stdin(Stdio::piped())
@@ -158,16 +166,7 @@ impl Keeper {
             // Ctrl-C at the terminal is for the supervisor; it tells the services itself.
             .process_group(0)
             .kill_on_drop(true)
-            .fd_mappings(vec![
-                FdMapping {
-                    parent_fd: socket(&self.listeners.main)?,
-                    child_fd: 3,
-                },
-                FdMapping {
-                    parent_fd: socket(&self.listeners.ops)?,
-                    child_fd: 4,
-                },
-            ])?;
+            .fd_mappings(sockets)?;
         command
             .spawn()
             .with_context(|| format!("cannot start {}", self.service))

@@ -89,6 +89,7 @@ pub struct Shell {
     live: Arc<Live>,
     telemetry: Telemetry,
     listener: TcpListener,
+    inherited: ListenFd,
     ready: Arc<AtomicBool>,
     in_flight: Arc<AtomicUsize>,
     shutdown: CancellationToken,
@@ -134,6 +135,7 @@ impl Shell {
             live,
             telemetry,
             listener,
+            inherited,
             ready,
             in_flight,
             shutdown,
@@ -146,6 +148,14 @@ impl Shell {
     /// The address of the mTLS listener, with the port that was taken.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The listener that a supervisor handed down behind the service's own two, if it did.
+    ///
+    /// # Errors
+    /// [`ShellError::Inherited`]: it is no listening socket.
+    pub fn take_third_listener(&mut self) -> Result<Option<StdListener>, ShellError> {
+        self.inherited.take_tcp_listener(2).map_err(ShellError::Inherited)
     }
 
     /// The address of the ops listener.

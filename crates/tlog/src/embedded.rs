@@ -8,6 +8,8 @@
 //!
 //! An answer is durable, for it is in the journal; its tiles are in their files within the publication interval.
 //!
+//! Who appends for others, as the [`face`](crate::face) does, is answered when the batch is durable, before the witnesses.
+//!
 //! The same entry is logged once: who submits it again gets the same index, with a newer checkpoint.
 
 mod cosigner;
@@ -174,15 +176,26 @@ impl Shared {
     }
 }
 
+/// An entry that is in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// The entry with its proof.
+    pub entry: LogEntry,
+    /// True if this submission put it there; false if it had been there before.
+    pub is_new: bool,
+}
+
 /// The way back to who submitted; while it stands, the submission counts as waiting.
 struct Answer {
-    sender: oneshot::Sender<Result<LogEntry, LogError>>,
+    sender: oneshot::Sender<Result<Appended, LogError>>,
+    /// Whether the proof must lead to a cosigned checkpoint.
+    needs_witness: bool,
     _place: Place,
 }
 
 impl Answer {
     /// Answers. Whoever has gone away meanwhile finds the entry when it asks again.
-    fn give(self, outcome: Result<LogEntry, LogError>) {
+    fn give(self, outcome: Result<Appended, LogError>) {
         let _ = self.sender.send(outcome);
     }
 }
@@ -362,6 +375,51 @@ impl EmbeddedLog {
             .filter(|index| *index < size)
     }
 
+    /// Logs a signature like [`submit`](TransparencyLog::submit), but waits for no witness: the proof leads to a checkpoint
+    /// that the log alone has signed. The witnesses are asked afterwards.
+    pub async fn append(&self, submission: Submission) -> Result<Appended, LogError> {
+        self.take_in(submission, false).await
+    }
+
+    async fn take_in(&self, submission: Submission, needs_witness: bool) -> Result<Appended, LogError> {
+        self.accepts(&submission.key)?;
+        if let Some(error) = self.shared.failure() {
+            return Err(error);
+        }
+        let place = Place::take(&self.shared.waiting, self.waiting_max).ok_or(LogError::Busy)?;
+        let (sender, answered) = oneshot::channel();
+        let answer = Answer {
+            sender,
+            needs_witness,
+            _place: place,
+        };
+        self.checked.announce();
+        if self.raw.push(Raw { submission, answer }).is_err() {
+            self.checked.withdraw();
+            return Err(LogError::Closed);
+        }
+        answered.await.unwrap_or(Err(LogError::Closed))
+    }
+
+    /// The newest checkpoint whose tiles are in their files, cosigned if it has been.
+    pub fn published(&self) -> Arc<Signed> {
+        let published = self.shared.published.borrow().clone();
+        let cosigned = self.shared.cosigned.borrow().clone();
+        cosigned
+            .filter(|cosigned| cosigned.checkpoint == published.checkpoint)
+            .unwrap_or(published)
+    }
+
+    /// The content of a tile; `None` if no published checkpoint has it, or the full one has taken its place. Reads a
+    /// file.
+    pub fn read_tile(&self, tile: &TilePath) -> io::Result<Option<Vec<u8>>> {
+        let (_, end) = files::leaves_of(tile);
+        if end > self.shared.published.borrow().checkpoint.size {
+            return Ok(None);
+        }
+        files::read(&self.shared.dir.join(tile.to_string()))
+    }
+
     /// The entry at `index` with its proof; `None` if it is not published yet, or not covered by
     /// [`checkpoint`](Self::checkpoint). Reads a file.
     pub fn entry(&self, index: u64) -> Result<Option<LogEntry>, LogError> {
@@ -452,22 +510,8 @@ impl Drop for EmbeddedLog {
 #[async_trait]
 impl TransparencyLog for EmbeddedLog {
     async fn submit(&self, submission: Submission) -> Result<LogEntry, LogError> {
-        self.accepts(&submission.key)?;
-        if let Some(error) = self.shared.failure() {
-            return Err(error);
-        }
-        let place = Place::take(&self.shared.waiting, self.waiting_max).ok_or(LogError::Busy)?;
-        let (sender, answered) = oneshot::channel();
-        let answer = Answer {
-            sender,
-            _place: place,
-        };
-        self.checked.announce();
-        if self.raw.push(Raw { submission, answer }).is_err() {
-            self.checked.withdraw();
-            return Err(LogError::Closed);
-        }
-        answered.await.unwrap_or(Err(LogError::Closed))
+        let appended = self.take_in(submission, true).await?;
+        Ok(appended.entry)
     }
 
     fn log_id(&self) -> [u8; 32] {

@@ -2,11 +2,13 @@
 //!
 //! A [`Submission`] goes into a [`TransparencyLog`] and comes back as a `LogEntry`: index, body, and what the log gives
 //! as proof, which is an inclusion proof with a signed checkpoint, or the promise of a Rekor v1. [`embedded`] is a
-//! Rekor v2 without another process; its checkpoints are cosigned by [`Witness`]es before anyone is answered.
+//! Rekor v2 without another process; its checkpoints are cosigned by [`Witness`]es before the signer is answered. [`face`]
+//! opens it to others over HTTP.
 //!
 //! Whoever reads the answers believes none of this: `stella_attest::verify` checks them.
 
 pub mod embedded;
+pub mod face;
 mod port;
 
 pub use port::{LogError, Submission, TransparencyLog, Witness, WitnessError};

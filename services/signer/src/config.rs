@@ -1,8 +1,13 @@
 //! `signer.toml`: what the service is told when it starts. `deploy/config/signer.toml` shows every key.
 
+use std::net::SocketAddr;
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
+use std::time::Duration;
+
 use serde::Deserialize;
 use stella_serve::access::SpiffeId;
 use stella_serve::config::{AccessConfig, ConfigPath, ServerConfig, TelemetryConfig, UpstreamConfig};
+use stella_tlog::face::FaceConfig;
 
 use crate::policy::Rule;
 
@@ -98,6 +103,50 @@ pub struct LogConfig {
     /// Witnesses that must have cosigned before an answer is given (C2SP verifier keys). None is allowed.
     #[serde(default)]
     pub required_witnesses: Vec<String>,
+    /// Its HTTP face; there is none without this.
+    pub http: Option<LogHttpConfig>,
+}
+
+/// `[log.http]`: the log's HTTP face. What is left out is as in [`FaceConfig::new`].
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogHttpConfig {
+    /// A loopback address; another one stops the start with `LOG_FACE_NOT_LOOPBACK`. Port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Largest request body, in bytes; a larger one is refused with 400, as Rekor does.
+    pub max_body_bytes: Option<NonZeroUsize>,
+    /// How long a request's head may take, then its body (408), then its answer (504).
+    pub request_timeout_ms: Option<NonZeroU64>,
+    /// Most connections at a time; one more is closed at once.
+    pub max_connections: Option<NonZeroUsize>,
+    /// Writes that may come in each second; more are refused with 429.
+    pub writes_per_second: Option<NonZeroU32>,
+    /// Writes that may come at once after a pause.
+    pub write_burst: Option<NonZeroU32>,
+}
+
+impl LogHttpConfig {
+    /// What the face is told; it drains as long as the service does.
+    pub(crate) fn face(&self, server: &ServerConfig) -> FaceConfig {
+        let mut face = FaceConfig::new(self.listen);
+        face.drain_timeout = Duration::from_millis(server.drain_timeout_ms.get());
+        if let Some(bytes) = self.max_body_bytes {
+            face.max_body_bytes = bytes.get();
+        }
+        if let Some(millis) = self.request_timeout_ms {
+            face.request_timeout = Duration::from_millis(millis.get());
+        }
+        if let Some(connections) = self.max_connections {
+            face.max_connections = connections.get();
+        }
+        if let Some(writes) = self.writes_per_second {
+            face.writes_per_second = writes.get();
+        }
+        if let Some(writes) = self.write_burst {
+            face.write_burst = writes.get();
+        }
+        face
+    }
 }
 
 /// `[audit]`.
@@ -130,6 +179,8 @@ pub struct PolicyConfig {
 
 #[cfg(test)]
 mod tests {
+    use stella_tlog::face::FaceConfig;
+
     use super::Config;
 
     #[test]
@@ -138,5 +189,8 @@ mod tests {
         let config: Config = stella_serve::config::load(&sample).expect("the sample is a configuration");
         assert_eq!((config.policy.allow.len(), config.keys.slots.len()), (1, 1));
         assert_eq!(config.log.origin, "127.0.0.1");
+        let http = config.log.http.expect("the face is in the sample");
+        // The sample shows the defaults.
+        assert_eq!(http.face(&config.server), FaceConfig::new(http.listen));
     }
 }

@@ -31,6 +31,7 @@ use stella_proto::signer::v1::signer_service_server::SignerServiceServer;
 use stella_serve::shell::{ServiceSet, Shell};
 use stella_tlog::Witness;
 use stella_tlog::embedded::{EmbeddedConfig, EmbeddedLog};
+use stella_tlog::face::Face;
 use tonic::service::Routes;
 
 pub use config::Config;
@@ -56,7 +57,8 @@ const IDEMPOTENCY_KEYS: usize = 1_000_000;
 /// What kept it from starting: keys that cannot be read, an audit log or a log that does not hold, doors that cannot be
 /// opened.
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    let shell = Shell::start("signer", &config.server, &config.access, &config.telemetry)?;
+    let mut shell = Shell::start("signer", &config.server, &config.access, &config.telemetry)?;
+    let face = open_face(&mut shell, &config)?;
     let keys = config
         .log
         .required_witnesses
@@ -73,6 +75,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let witnesses: Vec<Arc<dyn Witness>> = witnesses.collect();
     let opened = tokio::task::spawn_blocking(move || open(&config, witnesses, keys)).await??;
     let (signer, log, unfinished) = opened;
+    let face = face.map(|face| tokio::spawn(face.serve(Arc::clone(&log), shell.shutdown())));
     let recovering = Arc::clone(&signer);
     tokio::spawn(async move { recovering.log_unfinished(unfinished).await });
     let server = SignerServiceServer::new(SignerApi::new(Arc::clone(&signer)))
@@ -86,12 +89,26 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             rest: None,
         })
         .await?;
+    if let Some(face) = face {
+        face.await?;
+    }
     tokio::task::spawn_blocking(move || {
         log.close();
         signer.close();
     })
     .await?;
     Ok(())
+}
+
+/// The log's HTTP face, if it is configured: on the listener that a supervisor handed down, else on its own.
+fn open_face(shell: &mut Shell, config: &Config) -> anyhow::Result<Option<Face>> {
+    let Some(http) = &config.log.http else {
+        return Ok(None);
+    };
+    let inherited = shell.take_third_listener()?;
+    let face = Face::bind(http.face(&config.server), inherited)
+        .map_err(|error| anyhow::anyhow!("{error} [{}]", error.reason()))?;
+    Ok(Some(face))
 }
 
 fn now() -> Timestamp {

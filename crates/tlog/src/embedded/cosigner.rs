@@ -2,6 +2,8 @@
 //!
 //! One checkpoint is out at a time, the newest there is. What becomes durable meanwhile shares the next one. So however
 //! many submissions wait, a witness is asked as often as it answers. Without witnesses the log's signature is enough.
+//!
+//! A checkpoint that nobody waits for is brought to the witnesses all the same; if they fail, the next one is.
 
 use std::io;
 use std::sync::Arc;
@@ -74,6 +76,7 @@ impl Cosigner {
                 _ = closing.wait_for(|is_closing| *is_closing) => Err(LogError::Closed),
             };
             if let Err(error) = outcome {
+                tracing::debug!(%error, size = signed.checkpoint.size, "the checkpoint is not cosigned");
                 refuse(waiting, &error);
             }
         }
@@ -82,7 +85,7 @@ impl Cosigner {
     /// Answers all of `waiting`, or those that need no newer cosignature, and says why the others cannot be.
     async fn prove(&mut self, signed: &Signed, waiting: &mut Vec<Waiting>) -> Result<(), LogError> {
         self.answer_covered(waiting);
-        if waiting.is_empty() {
+        if waiting.is_empty() && self.has_cosigned(signed) {
             return Ok(());
         }
         if let Some(error) = self.shared.failure() {
@@ -97,6 +100,14 @@ impl Cosigner {
         let _ = self.publisher.push(Work::Cosigned(cosigned));
         self.answer_covered(waiting);
         Ok(())
+    }
+
+    /// True if the newest cosigned checkpoint is not older than this one.
+    fn has_cosigned(&self, signed: &Signed) -> bool {
+        let cosigned = self.shared.cosigned.borrow();
+        cosigned
+            .as_ref()
+            .is_some_and(|cosigned| cosigned.checkpoint.size >= signed.checkpoint.size)
     }
 
     /// Answers those whose entries the newest cosigned checkpoint covers.

@@ -21,7 +21,7 @@ use super::journal::{Closed, Journal};
 use super::publisher::Work;
 use super::queue::Queue;
 use super::sweeper::Chore;
-use super::{Answer, Shared, Signed};
+use super::{Answer, Appended, Shared, Signed};
 use crate::{LogError, Submission};
 
 /// A submission that nobody has looked at.
@@ -40,6 +40,8 @@ pub(super) struct Checked {
 /// Someone who waits for the proof of an entry that is in the tree.
 pub(super) struct Waiting {
     pub(super) index: u64,
+    /// True if the entry came with this submission.
+    is_new: bool,
     pub(super) body: Vec<u8>,
     pub(super) answer: Answer,
 }
@@ -144,9 +146,23 @@ impl Writer {
             }
         }
         let signed = self.shared.durable.borrow().clone();
+        let waiting = self.answer_unwitnessed(waiting, &signed);
         if let Err(refused) = self.cosigner.send(Durable { signed, waiting }) {
             refuse(refused.0.waiting, &LogError::Closed);
         }
+    }
+
+    /// Answers those who want no witness, and returns the others.
+    fn answer_unwitnessed(&self, all: Vec<Waiting>, signed: &Signed) -> Vec<Waiting> {
+        let mut others = Vec::with_capacity(all.len());
+        for one in all {
+            if one.answer.needs_witness {
+                others.push(one);
+            } else {
+                one.answer_with(&self.shared, signed);
+            }
+        }
+        others
     }
 
     /// Adds what is new to the tree, and finds the place of what is not.
@@ -163,8 +179,9 @@ impl Writer {
                 answer.give(Err(error.clone()));
                 continue;
             }
-            let index = match tree.index.get(&leaf) {
-                Some(index) => *index,
+            let known = tree.index.get(&leaf).copied();
+            let index = match known {
+                Some(index) => index,
                 None => {
                     if let Err(error) = tile::push_entry(&mut entries, &body) {
                         tracing::error!(%error, "an entry that was checked does not fit");
@@ -175,7 +192,12 @@ impl Writer {
                     tree.push(leaf)
                 }
             };
-            waiting.push(Waiting { index, body, answer });
+            waiting.push(Waiting {
+                index,
+                is_new: known.is_none(),
+                body,
+                answer,
+            });
         }
         (entries, ends, waiting)
     }
@@ -217,7 +239,10 @@ impl Waiting {
     /// Answers with the proof that leads to `signed`, which covers the entry.
     pub(super) fn answer_with(self, shared: &Shared, signed: &Signed) {
         let entry = shared.entry_of(self.index, self.body, signed);
-        self.answer.give(Ok(entry));
+        self.answer.give(Ok(Appended {
+            entry,
+            is_new: self.is_new,
+        }));
     }
 }
 

@@ -311,3 +311,29 @@ async fn a_log_closes_though_its_witness_hangs() {
         0
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_appends_waits_for_no_witness_which_cosigns_afterwards() {
+    let bench = Bench::new();
+    let witness = Remembering::new(&bench);
+    witness.will(Mood::Hangs);
+    let log = open_with(&bench, &[&witness]);
+    let submission = bench.submission(0);
+    let appended = log.append(submission.clone()).await.unwrap();
+    assert_eq!(proven(log.log_key(), &submission, &appended.entry), 0);
+    assert!(appended.is_new && !is_cosigned(&appended.entry, &witness));
+    while witness.calls() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let again = log.append(submission).await.unwrap();
+    assert!(!again.is_new && again.entry.log_index == 0);
+    let second = bench.submission(1);
+    let appended = log.append(second.clone()).await.unwrap();
+    assert_eq!(proven(log.log_key(), &second, &appended.entry), 1);
+    let mut cosigned = log.watch_cosigned();
+    let is_there =
+        cosigned.wait_for(|signed| signed.as_ref().is_some_and(|signed| signed.checkpoint.size == 2));
+    is_there.await.unwrap();
+    published(&log).await;
+    assert_eq!(log.published(), log.checkpoint(), "readers see the cosigned one");
+}
