@@ -46,7 +46,7 @@ fn asker<T>(request: &Request<T>) -> Result<Asker, Status> {
 }
 
 fn answer(signed: Signed) -> pb::SignResponse {
-    let log = signed.entry.map(|entry| pb::LogPosition {
+    let log = signed.entries.into_iter().next().map(|entry| pb::LogPosition {
         log_id: hex::encode(entry.log_id),
         log_index: entry.log_index,
         tree_size: entry.proof.map_or(0, |proof| proof.tree_size),

@@ -24,8 +24,8 @@ pub struct Config {
     pub telemetry: TelemetryConfig,
     /// The keys.
     pub keys: KeysConfig,
-    /// The embedded transparency log.
-    pub log: LogConfig,
+    /// The embedded transparency log; there is none without this.
+    pub log: Option<LogConfig>,
     /// The audit log.
     pub audit: AuditConfig,
     /// Who may have what signed.
@@ -188,8 +188,9 @@ mod tests {
         let sample = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/config/signer.toml");
         let config: Config = stella_serve::config::load(&sample).expect("the sample is a configuration");
         assert_eq!((config.policy.allow.len(), config.keys.slots.len()), (1, 1));
-        assert_eq!(config.log.origin, "127.0.0.1");
-        let http = config.log.http.expect("the face is in the sample");
+        let log = config.log.expect("the log is in the sample");
+        assert_eq!(log.origin, "127.0.0.1");
+        let http = log.http.expect("the face is in the sample");
         // The sample shows the defaults.
         assert_eq!(http.face(&config.server), FaceConfig::new(http.listen));
     }

@@ -50,6 +50,11 @@ pub enum Error {
         /// What.
         predicate_type: String,
     },
+    /// It must be logged, and no log is configured.
+    #[error(
+        "no transparency log is configured: ask for `transparency` NONE, or configure [log] or [[rekor]]"
+    )]
+    NoLog,
     /// A rule of the policy allows it, but not with this slot.
     #[error("the signing policy does not let `{caller}` use the key slot `{slot}`")]
     KeyNotAllowed {
@@ -179,6 +184,12 @@ impl Error {
                 };
                 refuse(code, error.reason(), text)
             }
+            Self::NoLog => refuse_field(
+                Code::FailedPrecondition,
+                "LOG_NOT_CONFIGURED",
+                "transparency",
+                text,
+            ),
             Self::History(_) => refuse(Code::Unavailable, "KEY_HISTORY_UNAVAILABLE", text),
             Self::TooManyItems { .. } => invalid("TOO_MANY_ITEMS", "items"),
             Self::MissingRequest => invalid("FIELD_MISSING", "request"),

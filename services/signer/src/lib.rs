@@ -13,6 +13,7 @@ mod error;
 mod idempotency;
 pub mod keys;
 pub mod ledger;
+pub mod logs;
 pub mod order;
 pub mod policy;
 mod recovery;
@@ -24,14 +25,16 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
+use stella_attest::checkpoint;
 use stella_attest::history::{HistoryKey, KeyState};
 use stella_attest::note::NoteKey;
 use stella_attest::timestamp::Timestamp;
 use stella_proto::signer::v1::signer_service_server::SignerServiceServer;
 use stella_serve::shell::{ServiceSet, Shell};
-use stella_tlog::Witness;
+use stella_serve::upstream::Upstream;
 use stella_tlog::embedded::{EmbeddedConfig, EmbeddedLog};
 use stella_tlog::face::Face;
+use stella_tlog::{TransparencyLog, Witness};
 use tonic::service::Routes;
 
 pub use config::Config;
@@ -43,6 +46,7 @@ use crate::idempotency::Idempotency;
 use crate::keys::KeyBackend as _;
 use crate::keys::file::{FileBackend, read_key};
 use crate::ledger::Ledger;
+use crate::logs::Logs;
 use crate::policy::SigningPolicy;
 use crate::recovery::Recovery;
 use crate::signer::{Parts, Signer, Unfinished};
@@ -59,23 +63,12 @@ const IDEMPOTENCY_KEYS: usize = 1_000_000;
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut shell = Shell::start("signer", &config.server, &config.access, &config.telemetry)?;
     let face = open_face(&mut shell, &config)?;
-    let keys = config
-        .log
-        .required_witnesses
-        .iter()
-        .map(|text| NoteKey::parse(text));
-    let keys = keys
-        .collect::<Result<Vec<_>, _>>()
-        .context("`log.required_witnesses` names no C2SP verifier key")?;
     let upstream = shell.upstream("verifier", &config.verifier);
-    let witnesses = keys.iter().map(|key| {
-        let witness: Arc<dyn Witness> = Arc::new(VerifierWitness::new(upstream.clone(), key.clone()));
-        witness
-    });
-    let witnesses: Vec<Arc<dyn Witness>> = witnesses.collect();
-    let opened = tokio::task::spawn_blocking(move || open(&config, witnesses, keys)).await??;
+    let opened = tokio::task::spawn_blocking(move || open(&config, &upstream)).await??;
     let (signer, log, unfinished) = opened;
-    let face = face.map(|face| tokio::spawn(face.serve(Arc::clone(&log), shell.shutdown())));
+    let face = face
+        .zip(log.clone())
+        .map(|(face, log)| tokio::spawn(face.serve(log, shell.shutdown())));
     let recovering = Arc::clone(&signer);
     tokio::spawn(async move { recovering.log_unfinished(unfinished).await });
     let server = SignerServiceServer::new(SignerApi::new(Arc::clone(&signer)))
@@ -93,7 +86,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         face.await?;
     }
     tokio::task::spawn_blocking(move || {
-        log.close();
+        if let Some(log) = log {
+            log.close();
+        }
         signer.close();
     })
     .await?;
@@ -102,7 +97,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
 /// The log's HTTP face, if it is configured: on the listener that a supervisor handed down, else on its own.
 fn open_face(shell: &mut Shell, config: &Config) -> anyhow::Result<Option<Face>> {
-    let Some(http) = &config.log.http else {
+    let Some(http) = config.log.as_ref().and_then(|log| log.http.as_ref()) else {
         return Ok(None);
     };
     let inherited = shell.take_third_listener()?;
@@ -116,11 +111,23 @@ fn now() -> Timestamp {
     Timestamp::from_unix(i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
 
-fn open(
-    config: &Config,
-    witnesses: Vec<Arc<dyn Witness>>,
-    witness_keys: Vec<NoteKey>,
-) -> anyhow::Result<(Arc<Signer>, Arc<EmbeddedLog>, Vec<Unfinished>)> {
+/// The witnesses of a log, and their keys.
+type Witnesses = (Vec<Arc<dyn Witness>>, Vec<NoteKey>);
+
+fn witnesses(field: &str, verifier_keys: &[String], upstream: &Upstream) -> anyhow::Result<Witnesses> {
+    let (mut witnesses, mut keys): Witnesses = Witnesses::default();
+    for text in verifier_keys {
+        let key = NoteKey::parse(text)
+            .with_context(|| format!("`{field}` names no C2SP verifier key: `{text}`"))?;
+        witnesses.push(Arc::new(VerifierWitness::new(upstream.clone(), key.clone())));
+        keys.push(key);
+    }
+    Ok((witnesses, keys))
+}
+
+type Opened = (Arc<Signer>, Option<Arc<EmbeddedLog>>, Vec<Unfinished>);
+
+fn open(config: &Config, upstream: &Upstream) -> anyhow::Result<Opened> {
     let backend = FileBackend::open(&config.keys.dir)?;
     let first = first_version(&backend, config);
     let ledger = Ledger::open(
@@ -129,11 +136,9 @@ fn open(
         &first,
     )?;
     let policy = SigningPolicy::new(config.policy.allow.clone());
-    let log_key = read_key(&config.log.key)?;
-    let log_id = hex::encode(stella_attest::checkpoint::log_id(
-        &config.log.origin,
-        log_key.verifying_key(),
-    ));
+    let log_key = config.log.as_ref().map(|log| read_key(&log.key)).transpose()?;
+    let log_id = config.log.as_ref().zip(log_key.as_ref());
+    let log_id = log_id.map(|(log, key)| checkpoint::log_id(&log.origin, key.verifying_key()));
     let mut recovery = Recovery::default();
     let audit = Audit::open(
         &AuditOptions {
@@ -141,17 +146,26 @@ fn open(
             segment_bytes: config.audit.segment_bytes,
             key: &read_key(&config.audit.key)?,
             policy: *policy.digest(),
-            log_id: Some(&log_id),
+            log_id: log_id.map(hex::encode).as_deref(),
             now: now(),
         },
         &mut |at, fields| recovery.visit(at, fields),
     )
     .map_err(|error| anyhow::anyhow!("{error} [{}]", error.reason()))?;
-    let log_dir: &Path = &config.log.dir;
-    let embedded = EmbeddedConfig::new(log_dir, config.log.origin.clone());
-    let log = EmbeddedLog::open(embedded, log_key, recovery.floor(), witnesses)
-        .map_err(|error| anyhow::anyhow!("{error} [{}]", error.reason()))?;
-    let log = Arc::new(log);
+    let mut logs: Vec<Arc<dyn TransparencyLog>> = Vec::new();
+    let mut witness_keys = Vec::new();
+    let mut embedded = None;
+    if let (Some(log), Some(key)) = (&config.log, log_key) {
+        let (asked, keys) = witnesses("log.required_witnesses", &log.required_witnesses, upstream)?;
+        let dir: &Path = &log.dir;
+        let settings = EmbeddedConfig::new(dir, log.origin.clone());
+        let opened = EmbeddedLog::open(settings, key, recovery.floor(), asked)
+            .map_err(|error| anyhow::anyhow!("{error} [{}]", error.reason()))?;
+        let opened = Arc::new(opened);
+        logs.push(Arc::clone(&opened) as Arc<dyn TransparencyLog>);
+        witness_keys.extend(keys);
+        embedded = Some(opened);
+    }
     let idempotency = Idempotency::new(IDEMPOTENCY_KEYS);
     let (abandoned, unfinished, latest) = recovery.take_up(&idempotency, now());
     if !abandoned.is_empty() {
@@ -164,15 +178,12 @@ fn open(
         ledger,
         policy,
         slots: config.keys.slots.clone(),
-        log: Arc::clone(&log) as Arc<dyn stella_tlog::TransparencyLog>,
+        logs: Logs::new(logs, log_id),
         witnesses: witness_keys,
         clock: now,
     };
-    Ok((
-        Arc::new(Signer::new(parts, audit, idempotency, latest)?),
-        log,
-        unfinished,
-    ))
+    let signer = Signer::new(parts, audit, idempotency, latest)?;
+    Ok((Arc::new(signer), embedded, unfinished))
 }
 
 /// The first version of the key history: the one key of each slot is active.

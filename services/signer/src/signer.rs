@@ -24,16 +24,17 @@ use stella_attest::note::{Note, NoteKey};
 use stella_attest::pattern;
 use stella_attest::statement::PAYLOAD_TYPE;
 use stella_attest::timestamp::Timestamp;
-use stella_tlog::{Submission, TransparencyLog};
+use stella_tlog::Submission;
 use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 
-use crate::audit::record::{CallId, Draft, Intent, RecordedKey};
+use crate::audit::record::{CallId, Draft, Intent, LoggedAt, RecordedKey};
 use crate::audit::{Audit, Location};
 use crate::config::SlotConfig;
 use crate::error::Error;
 use crate::idempotency::Idempotency;
 use crate::keys::{BackendKey, KeyBackend};
 use crate::ledger::Ledger;
+use crate::logs::Logs;
 use crate::order::{ManifestOrder, SignOrder, Transparency};
 use crate::policy::{Refusal, SigningPolicy};
 
@@ -58,8 +59,8 @@ pub struct Signed {
     pub bundle: Vec<u8>,
     /// The key that signed.
     pub key_id: KeyId,
-    /// Where it is logged.
-    pub entry: Option<LogEntry>,
+    /// Where it is logged, one entry of each log; none if that was not asked for.
+    pub entries: Vec<LogEntry>,
 }
 
 /// The clock, so that tests can set it.
@@ -87,8 +88,8 @@ pub struct Parts {
     pub policy: SigningPolicy,
     /// The scopes of the slots.
     pub slots: Vec<SlotConfig>,
-    /// The log.
-    pub log: Arc<dyn TransparencyLog>,
+    /// The logs.
+    pub logs: Logs,
     /// Whose cosignatures give a trusted time.
     pub witnesses: Vec<NoteKey>,
     /// The time.
@@ -163,7 +164,7 @@ impl Signer {
                 tracing::warn!(key = %key.key.key_id(), slot = key.slot, "the active key is not in the backend");
                 continue;
             }
-            self.parts.log.accepts(&key.key)?;
+            self.parts.logs.accepts(&key.key)?;
             if active.get(&key.slot).is_some_and(|known| known.key == key.key) {
                 continue;
             }
@@ -261,31 +262,40 @@ impl Signer {
         )
     }
 
-    fn logged(&self, recorded: &Recorded, entry: &LogEntry) -> Draft {
-        let proof = entry.proof.as_ref();
-        let checkpoint = proof.map(|proof| proof.checkpoint.clone()).unwrap_or_default();
-        let trusted_at = self.trusted_time(&checkpoint);
+    /// The records of where a signature is logged, one for each log.
+    fn logged(&self, recorded: &Recorded, entries: &[LogEntry]) -> Vec<Draft> {
+        let trusted_at = entries.iter().filter_map(|entry| self.trusted_time(entry)).min();
         if let Some(at) = trusted_at {
             self.note_latest(recorded.key.key_id(), at);
         }
-        let size = proof.map_or(0, |proof| proof.tree_size);
-        Draft::logged(
-            self.now(),
-            recorded.call,
-            entry.log_index,
-            size,
-            trusted_at,
-            checkpoint,
-        )
+        let (at, mut drafts) = (self.now(), Vec::with_capacity(entries.len()));
+        for entry in entries {
+            let place = LoggedAt {
+                log_id: (!self.parts.logs.is_embedded(entry)).then_some(&entry.log_id),
+                log_index: entry.log_index,
+                tree_size: entry.proof.as_ref().map_or(0, |proof| proof.tree_size),
+                trusted_at,
+            };
+            let proof = entry
+                .proof
+                .as_ref()
+                .filter(|_| self.parts.logs.is_embedded(entry));
+            let checkpoint = proof.map(|proof| proof.checkpoint.clone());
+            drafts.push(Draft::logged(at, recorded.call, &place, checkpoint));
+        }
+        drafts
     }
 
-    /// The earliest time at which a configured witness cosigned.
-    fn trusted_time(&self, checkpoint: &str) -> Option<Timestamp> {
-        let note = Note::parse(checkpoint.as_bytes()).ok()?;
-        self.parts
-            .witnesses
-            .iter()
-            .filter_map(|witness| cosignature::verify(&note, witness).ok()?)
+    /// The earliest time that somebody vouches for: a configured witness who cosigned, or a Rekor v1, whose signed entry
+    /// timestamp its client has checked.
+    fn trusted_time(&self, entry: &LogEntry) -> Option<Timestamp> {
+        let promised = entry.integrated_time.filter(|_| entry.promise.is_some());
+        let proof = entry.proof.as_ref();
+        let note = proof.and_then(|proof| Note::parse(proof.checkpoint.as_bytes()).ok());
+        let witnesses = self.parts.witnesses.iter();
+        witnesses
+            .filter_map(|witness| cosignature::verify(note.as_ref()?, witness).ok()?)
+            .chain(promised.map(Timestamp::from_unix))
             .min()
     }
 
@@ -409,13 +419,13 @@ fn submission(recorded: &Recorded) -> Submission {
     }
 }
 
-fn answer(recorded: Recorded, entry: Option<LogEntry>) -> Signed {
+fn answer(recorded: Recorded, entries: Vec<LogEntry>) -> Signed {
     let key_id = recorded.key.key_id().clone();
-    let bundle = Evidence::bundle_of(&recorded.canonical, &key_id, entry.as_slice(), &[]);
+    let bundle = Evidence::bundle_of(&recorded.canonical, &key_id, &entries, &[]);
     Signed {
         envelope: recorded.canonical,
         bundle,
         key_id,
-        entry,
+        entries,
     }
 }

@@ -171,7 +171,11 @@ fn an_entry_of_a_rekor_v1_gives_its_time_and_its_long_id() {
         subject: Some(subject),
         ..Request::default()
     };
-    let outcome = verify(&world.bundle(&envelope, &[entry.clone()]), &request, &world.roots);
+    let outcome = verify(
+        &world.bundle(&envelope, std::slice::from_ref(&entry)),
+        &request,
+        &world.roots,
+    );
     assert_eq!(failures(&outcome.report), [""; 0]);
     let proof = outcome.proof.expect("it is proven");
     let time = proof.trusted_time().expect("a time");
@@ -352,7 +356,7 @@ fn a_signature_over_an_artifact_is_judged_like_one_over_a_statement() {
     let body = world.hashedrekord_body(artifact, &signature);
     let entry = world.entry(rekor_v1::HASHEDREKORD, body);
     let other = World::new();
-    let bundle = world.message_bundle(artifact, &signature, &[entry.clone()]);
+    let bundle = world.message_bundle(artifact, &signature, std::slice::from_ref(&entry));
     let request = Request {
         subject: Some(Digest::of(artifact)),
         ..Request::default()
@@ -389,7 +393,7 @@ fn a_signature_over_an_artifact_is_judged_like_one_over_a_statement() {
         ),
         (
             "a digest that was not signed",
-            world.message_bundle(b"other", &signature, &[entry.clone()]),
+            world.message_bundle(b"other", &signature, std::slice::from_ref(&entry)),
             Request::default(),
             vec!["SIGNATURE:SIGNATURE_INVALID"],
         ),

@@ -80,6 +80,19 @@ pub struct Intent<'a> {
     pub transparency: Transparency,
 }
 
+/// Where a signature is logged.
+#[derive(Clone, Copy, Debug)]
+pub struct LoggedAt<'a> {
+    /// The log's id; `None` is the log in this process, whose id the start record has.
+    pub log_id: Option<&'a [u8; 32]>,
+    /// Index in the log.
+    pub log_index: u64,
+    /// Size of the tree whose checkpoint the answer carries.
+    pub tree_size: u64,
+    /// The time that somebody vouches for.
+    pub trusted_at: Option<Timestamp>,
+}
+
 /// A line that lacks only its place in the chain.
 #[derive(Clone, Debug)]
 pub struct Draft {
@@ -132,26 +145,23 @@ impl Draft {
         line.end()
     }
 
-    /// The signature stands in the log. `checkpoint` is the signed note that the answer carries.
-    pub fn logged(
-        at: Timestamp,
-        call: CallId,
-        log_index: u64,
-        tree_size: u64,
-        trusted_at: Option<Timestamp>,
-        checkpoint: String,
-    ) -> Self {
+    /// The signature stands in a log. `checkpoint` is the signed note of the log in this process that the answer
+    /// carries.
+    pub fn logged(at: Timestamp, call: CallId, place: &LoggedAt<'_>, checkpoint: Option<String>) -> Self {
         let mut line = Line::new(at);
         line.display("call", call);
         line.text("kind", "logged");
-        line.display("logIndex", log_index);
+        if let Some(log_id) = place.log_id {
+            line.text("logId", &hex::encode(log_id));
+        }
+        line.display("logIndex", place.log_index);
         line.splice();
-        line.display("treeSize", tree_size);
-        if let Some(trusted_at) = trusted_at {
+        line.display("treeSize", place.tree_size);
+        if let Some(trusted_at) = place.trusted_at {
             line.text("trustedAt", &trusted_at.to_string());
         }
         let mut draft = line.end();
-        draft.note = Some((at, checkpoint));
+        draft.note = checkpoint.map(|checkpoint| (at, checkpoint));
         draft
     }
 
@@ -505,7 +515,17 @@ mod tests {
             Draft::start(at, "checked", &digest, Some("ab")),
             Draft::intent(at, &intent),
             Draft::outcome(at, call, "k", &[1, 2, 3]),
-            Draft::logged(at, call, 5, 6, Some(at), "note".into()),
+            Draft::logged(
+                at,
+                call,
+                &LoggedAt {
+                    log_id: None,
+                    log_index: 5,
+                    tree_size: 6,
+                    trusted_at: Some(at),
+                },
+                Some("note".into()),
+            ),
             Draft::abandoned(at, call, "the process ended"),
             Draft::checkpoint(at, "127.0.0.1\n5\nAAAA\n\n— 127.0.0.1 xyz\n"),
             Draft::rotation(at, &rotation),

@@ -126,7 +126,7 @@ impl Signer {
         let mut wanted = Vec::new();
         for (place, transparency, recorded) in signed {
             match transparency {
-                Transparency::None => results.push((place, Ok(answer(recorded, None)))),
+                Transparency::None => results.push((place, Ok(answer(recorded, Vec::new())))),
                 Transparency::Required => wanted.push((place, recorded)),
             }
         }
@@ -192,26 +192,30 @@ impl Signer {
     async fn log_all(&self, signed: Vec<(usize, Recorded)>) -> Vec<Outcome> {
         let submissions = signed
             .iter()
-            .map(|(_, recorded)| self.parts.log.submit(submission(recorded)));
-        let entries = join_all(submissions).await;
-        let drafts = signed
-            .iter()
-            .zip(&entries)
-            .filter_map(|((_, recorded), entry)| Some(self.logged(recorded, entry.as_ref().ok()?)));
-        let drafts: Vec<Draft> = drafts.collect();
+            .map(|(_, recorded)| self.parts.logs.submit(submission(recorded)));
+        let logged = join_all(submissions).await;
+        let mut drafts: Vec<Draft> = Vec::with_capacity(logged.len());
+        for ((_, recorded), entries) in signed.iter().zip(&logged) {
+            if let Ok(entries) = entries {
+                drafts.extend(self.logged(recorded, entries));
+            }
+        }
         let written = if drafts.is_empty() {
             Ok(Vec::new())
         } else {
             self.audit.append(drafts).await
         };
-        let results = signed.into_iter().zip(entries).map(|((place, recorded), entry)| {
-            let result = match (entry, &written) {
-                (Err(error), _) => Err(Error::Log(error)),
-                (Ok(_), Err(error)) => Err(Error::Audit(error.clone())),
-                (Ok(entry), Ok(_)) => Ok(answer(recorded, Some(entry))),
-            };
-            (place, result)
-        });
+        let results = signed
+            .into_iter()
+            .zip(logged)
+            .map(|((place, recorded), entries)| {
+                let result = match (entries, &written) {
+                    (Err(error), _) => Err(error),
+                    (Ok(_), Err(error)) => Err(Error::Audit(error.clone())),
+                    (Ok(entries), Ok(_)) => Ok(answer(recorded, entries)),
+                };
+                (place, result)
+            });
         results.collect()
     }
 }

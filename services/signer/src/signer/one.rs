@@ -50,7 +50,7 @@ impl Signer {
                 let outcome = recorded.outcome;
                 if order.transparency == Transparency::None {
                     ticket.finish(Done::Signed { outcome });
-                    return Ok(answer(recorded, None));
+                    return Ok(answer(recorded, Vec::new()));
                 }
                 ticket.reached(Done::Unlogged { outcome });
                 return self.log(recorded, Some(ticket)).await;
@@ -83,10 +83,10 @@ impl Signer {
         let pae = Digest::of(&dsse::pae(PAYLOAD_TYPE, &order.payload));
         let recorded = recorded(&order.payload, pae, signature, key, call, outcome);
         match done {
-            Done::Signed { .. } => Ok(answer(recorded, None)),
+            Done::Signed { .. } => Ok(answer(recorded, Vec::new())),
             Done::Logged { .. } => {
-                let entry = self.parts.log.submit(submission(&recorded)).await?;
-                Ok(answer(recorded, Some(entry)))
+                let entries = self.parts.logs.submit(submission(&recorded)).await?;
+                Ok(answer(recorded, entries))
             }
             Done::Unlogged { .. } | Done::Rotated { .. } => self.log(recorded, ticket).await,
         }
@@ -98,7 +98,7 @@ impl Signer {
         Self::in_scope(&active, asker, order)?;
         let recorded = self.record(asker, order, method, &active.key).await?;
         match order.transparency {
-            Transparency::None => Ok(answer(recorded, None)),
+            Transparency::None => Ok(answer(recorded, Vec::new())),
             Transparency::Required => self.log(recorded, None).await,
         }
     }
@@ -131,12 +131,12 @@ impl Signer {
 
     /// Logs a recorded signature and records where it stands.
     pub(super) async fn log(&self, recorded: Recorded, ticket: Option<Ticket>) -> Result<Signed, Error> {
-        let entry = self.parts.log.submit(submission(&recorded)).await?;
-        let written = self.audit.append(vec![self.logged(&recorded, &entry)]).await?;
+        let entries = self.parts.logs.submit(submission(&recorded)).await?;
+        let written = self.audit.append(self.logged(&recorded, &entries)).await?;
         if let (Some(ticket), Some(written)) = (ticket, written.first()) {
             ticket.finish(logged(recorded.outcome, written));
         }
-        Ok(answer(recorded, Some(entry)))
+        Ok(answer(recorded, entries))
     }
 }
 

@@ -93,7 +93,7 @@ impl Signer {
         let _one = self.rotating.lock().await;
         let mut keys = self.keys()?;
         let new = choose(&keys, slot, to)?;
-        self.parts.log.accepts(&new)?;
+        self.parts.logs.accepts(&new)?;
         let old = self
             .active
             .lock()
