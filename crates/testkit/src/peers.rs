@@ -13,11 +13,17 @@ mod http;
 mod java_mongo;
 mod ports;
 mod process;
+mod rekor_v1;
 mod rekor_v2;
 mod tiles;
+mod toxiproxy;
+mod tsa;
 mod wire;
 
 pub use ferret_v1::FerretV1;
 pub use ferret_v2::{Access, FerretV2, MutualTls};
 pub use java_mongo::{JavaMongo, Keeps};
+pub use rekor_v1::RekorV1;
 pub use rekor_v2::{RekorV2, RekorV2Options};
+pub use toxiproxy::{Proxy, Stream, Toxiproxy};
+pub use tsa::Tsa;

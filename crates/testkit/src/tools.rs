@@ -1,5 +1,6 @@
 //! Programs of others, at the versions that `cargo xtask peers` brings.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -46,6 +47,16 @@ pub(crate) fn part_of(peer: &str, place: &str) -> Option<PathBuf> {
         return Some(found);
     }
     needs_peer(peer);
+    None
+}
+
+/// Says aloud that this process is not root's; `None` then.
+pub(crate) fn root() -> Option<()> {
+    let user = std::fs::metadata("/proc/self").map(|own| own.uid());
+    if matches!(user, Ok(0)) {
+        return Some(());
+    }
+    needs("root (PostgreSQL runs in namespaces of its own)");
     None
 }
 

@@ -3,10 +3,13 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
-use stella_testkit::peers::{Access, FerretV1, FerretV2, JavaMongo, Keeps, RekorV2, RekorV2Options};
+use stella_testkit::peers::{
+    Access, FerretV1, FerretV2, JavaMongo, Keeps, RekorV1, RekorV2, RekorV2Options, Stream, Toxiproxy, Tsa,
+};
 use stella_testkit::stack::Ended;
-use stella_testkit::tools::{python, tool};
+use stella_testkit::tools::{python, tool, tool_of};
 
 /// Runs `script` with `client`, a pymongo client of `uri`.
 fn pymongo(python: &PathBuf, uri: &str, script: &str) -> Ended {
@@ -176,4 +179,171 @@ fn rekor_v2_logs_a_signature_that_its_tiles_show() {
         ..RekorV2Options::default()
     });
     assert_eq!(codes(&entries, &["--data-binary", &request]), "405");
+}
+
+/// curl's answer, or its exit code.
+fn curl(arguments: &[&str]) -> Ended {
+    let mut command = Command::new("curl");
+    Ended::of(command.args(["-s", "-S", "--max-time", "30"]).args(arguments))
+}
+
+#[test]
+fn rekor_v1_logs_an_envelope_and_finds_it_and_hangs_while_trillian_is_paused() {
+    let (Some(cli), Some(openssl)) = (tool_of("rekor-v1", "rekor-cli"), tool("openssl")) else {
+        return;
+    };
+    let Some(mut rekor) = RekorV1::start() else { return };
+    let home = tempfile::tempdir().unwrap();
+    let sign = r#"cd "$1"
+        "$0" genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem 2> /dev/null
+        "$0" pkey -in key.pem -pubout -out pub.pem
+        for n in 1 2; do
+            printf '{"_type":"https://in-toto.io/Statement/v1","predicateType":"t","subject":[{"name":"%s","digest":
+                {"sha256":"%064d"}}],"predicate":{}}' $n $n > statement
+            printf 'DSSEv1 28 application/vnd.in-toto+json %d ' "$(wc -c < statement)" | cat - statement > pae
+            "$0" dgst -sha256 -sign key.pem -out sig pae
+            printf '{"payloadType":"application/vnd.in-toto+json","payload":"%s","signatures":[{"sig":"%s"}]}' \
+                "$(base64 -w 0 statement)" "$(base64 -w 0 sig)" > envelope$n
+        done"#;
+    Ended::of(
+        Command::new("sh")
+            .args(["-ec", sign])
+            .arg(&openssl)
+            .arg(home.path()),
+    )
+    .ok();
+    let cli = |url: &str, arguments: &[&str]| {
+        let mut command = Command::new(&cli);
+        command
+            .args(arguments)
+            .args(["--rekor_server", url, "--format", "json"]);
+        Ended::of(command.current_dir(home.path()).env("HOME", home.path()))
+    };
+    let upload = |envelope| {
+        [
+            "upload",
+            "--type",
+            "dsse",
+            "--public-key",
+            "pub.pem",
+            "--artifact",
+            envelope,
+        ]
+    };
+    let uploaded = cli(&rekor.url, &upload("envelope1"));
+    assert_eq!(uploaded.json()["Index"], 0, "{uploaded:?}");
+
+    // The index is written after the answer.
+    let digest = format!("{:064}", 1);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while cli(&rekor.url, &["search", "--sha", &digest]).code != 0 {
+        assert!(Instant::now() < deadline, "the index never knew the envelope");
+    }
+
+    rekor.pause();
+    let hangs = cli(
+        &rekor.url,
+        &[&upload("envelope2")[..], &["--timeout", "2s"]].concat(),
+    );
+    assert!(hangs.stderr.contains("deadline exceeded"), "{hangs:?}");
+    rekor.resume();
+
+    rekor.kill9();
+    rekor.restart();
+    let again = cli(&rekor.url, &upload("envelope1"));
+    assert_eq!(again.json()["AlreadyExists"], true, "{again:?}");
+}
+
+#[test]
+fn the_timestamp_authority_stamps_what_openssl_asks() {
+    let (Some(_), Some(openssl)) = (tool("curl"), tool("openssl")) else {
+        return;
+    };
+    let (Some(tsa), Some(other)) = (Tsa::start(), Tsa::start()) else {
+        return;
+    };
+    let home = tempfile::tempdir().unwrap();
+    let file = |name: &str| home.path().join(name).display().to_string();
+    for (name, chain) in [("chain.pem", &tsa.chain_pem), ("other.pem", &other.chain_pem)] {
+        std::fs::write(file(name), chain).unwrap();
+    }
+    std::fs::write(file("data"), "artifact").unwrap();
+    let ts = |arguments: &[&str]| Ended::of(Command::new(&openssl).arg("ts").args(arguments));
+    ts(&[
+        "-query",
+        "-sha256",
+        "-cert",
+        "-data",
+        &file("data"),
+        "-out",
+        &file("query"),
+    ])
+    .ok();
+    curl(&[
+        "--fail",
+        "-H",
+        "Content-Type: application/timestamp-query",
+        "--data-binary",
+        &format!("@{}", file("query")),
+        "-o",
+        &file("answer"),
+        &tsa.url,
+    ])
+    .ok();
+    let verify = |chain: &str| {
+        let (chain, answer, data) = (file(chain), file("answer"), file("data"));
+        ts(&[
+            "-verify",
+            "-in",
+            &answer,
+            "-data",
+            &data,
+            "-CAfile",
+            &chain,
+            "-untrusted",
+            &chain,
+        ])
+    };
+    let right = verify("chain.pem");
+    assert!(right.stdout.contains("Verification: OK"), "{right:?}");
+    let wrong = verify("other.pem");
+    assert!(wrong.stderr.contains("certificate verify error"), "{wrong:?}");
+}
+
+#[test]
+fn toxiproxy_refuses_delays_and_cuts_and_heals() {
+    let Some(_) = tool("curl") else { return };
+    let Some(toxiproxy) = Toxiproxy::start() else {
+        return;
+    };
+    // Its own interface is as good a server as any.
+    let api = toxiproxy.api();
+    let proxy = toxiproxy.proxy(api.trim_start_matches("http://"));
+    let url = format!("http://{}/version", proxy.address);
+    let whole = curl(&[&url]).ok();
+    assert!(whole.contains("version"), "{whole}");
+
+    proxy.disable();
+    assert_eq!(curl(&[&url]).code, 7, "refused");
+    proxy.enable();
+
+    let begun = Instant::now();
+    proxy.latency(Stream::Answers, Duration::from_millis(300));
+    assert_eq!(curl(&[&url]).ok(), whole);
+    assert!(begun.elapsed() >= Duration::from_millis(300), "too soon");
+    proxy.heal();
+
+    let length = curl(&["-i", &url]).ok().len() as u64;
+    proxy.limit_data(Stream::Answers, length - 5);
+    assert_eq!(curl(&[&url]).code, 18, "cut before the end");
+    proxy.heal();
+
+    proxy.reset(Stream::Answers, Duration::ZERO);
+    assert_eq!(curl(&[&url]).code, 56, "reset");
+    proxy.heal();
+
+    proxy.silence(Stream::Answers);
+    assert_eq!(curl(&["--max-time", "1", &url]).code, 28, "silent");
+    proxy.heal();
+    assert_eq!(curl(&[&url]).ok(), whole);
 }

@@ -46,10 +46,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Task::Test { arguments } => test::run(&arguments),
         Task::Bench { json, only } => bench(json, only),
-        Task::Peers { list: true, .. } => {
-            peers::list();
-            Ok(ExitCode::SUCCESS)
-        }
+        Task::Peers { list: true, .. } => peers::list().map(|()| ExitCode::SUCCESS),
         Task::Peers { list: false, names } => peers::bring(&names).map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {

@@ -24,8 +24,8 @@ struct Peer {
     /// SPDX expression.
     licence: &'static str,
     recipe: Recipe,
-    /// The files, below the checkout, that use it.
-    used_by: &'static [&'static str],
+    /// What the source of a test that uses it holds: the name of its launcher, or its own in quotes.
+    word: &'static str,
 }
 
 /// The directory that holds the peers.
@@ -39,17 +39,70 @@ pub(crate) fn folder() -> PathBuf {
         .join("stella-peers")
 }
 
-/// Prints every peer.
-pub(crate) fn list() {
+/// Prints every peer, with the tests and checks that use it.
+///
+/// # Errors
+/// The checkout cannot be read.
+pub(crate) fn list() -> anyhow::Result<()> {
+    let files = users()?;
     for peer in PEERS {
+        let Peer {
+            name,
+            version,
+            licence,
+            ..
+        } = peer;
         println!(
-            "{:<20} {:<14} {:<26} {}",
-            peer.name,
-            peer.version,
-            peer.licence,
-            peer.used_by.join(" ")
+            "{name:<18} {version:<13} {licence:<19} {}",
+            used_by(peer, &files).join(" ")
         );
     }
+    Ok(())
+}
+
+/// The files of the checkout that may use a peer, by name, with what they hold.
+fn users() -> anyhow::Result<Vec<(String, String)>> {
+    let checkout = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .canonicalize()?;
+    let mut files = Vec::new();
+    let mut folders = vec![
+        checkout.join(".ci"),
+        checkout.join("crates"),
+        checkout.join("services"),
+    ];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+            let entry = entry?;
+            let path = entry.path();
+            let name = path.strip_prefix(&checkout)?.display().to_string();
+            if entry.file_type()?.is_dir() {
+                // These say what a peer is and how it starts.
+                if name != "crates/xtask" && name != "crates/testkit/src" {
+                    folders.push(path);
+                }
+            } else if name.ends_with(".rs") || name.starts_with(".ci/") {
+                files.push((name, std::fs::read_to_string(&path)?));
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn used_by<'a>(peer: &Peer, files: &'a [(String, String)]) -> Vec<&'a str> {
+    let mut used_by = Vec::new();
+    for (name, text) in files {
+        let uses = if name.starts_with(".ci/") {
+            text.split_whitespace().any(|word| word == peer.name)
+        } else {
+            text.contains(peer.word)
+        };
+        if uses {
+            used_by.push(name.as_str());
+        }
+    }
+    used_by
 }
 
 /// Brings the peers `names`, or all if there are none, one after the other.
@@ -106,17 +159,13 @@ fn bring_one(peer: &Peer, folder: &Path) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::PEERS;
+    use super::{PEERS, used_by, users};
 
     #[test]
-    fn the_list_names_files_that_use_the_peer() {
+    fn nothing_is_brought_that_nothing_uses() {
+        let files = users().unwrap();
         for peer in PEERS {
-            assert!(!peer.used_by.is_empty(), "{}", peer.name);
-            for file in peer.used_by {
-                let path = format!("{}/../../{file}", env!("CARGO_MANIFEST_DIR"));
-                let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{file}: {error}"));
-                assert!(text.contains(peer.name), "{file} does not name {}", peer.name);
-            }
+            assert!(!used_by(peer, &files).is_empty(), "{}", peer.name);
         }
     }
 }

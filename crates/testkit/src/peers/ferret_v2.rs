@@ -18,7 +18,7 @@ use super::home::Home;
 use super::ports;
 use super::process::{Process, program};
 use super::wire;
-use crate::tools::{part_of, tool};
+use crate::tools::{part_of, root, tool};
 
 /// Whom the server lets in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,10 +58,11 @@ struct Place {
 }
 
 impl FerretV2 {
-    /// Starts one with empty databases; `None`, said aloud, where FerretDB or DocumentDB is not brought.
+    /// Starts one with empty databases; `None`, said aloud, where FerretDB or DocumentDB is not brought, and
+    /// without root (it needs namespaces and chroot).
     ///
     /// # Panics
-    /// It does not come up. Needs root (namespaces, chroot).
+    /// It does not come up.
     pub fn start(access: Access) -> Option<Self> {
         let (server, root) = brought()?;
         Some(Self::start_programs(server, root, access))
@@ -171,6 +172,7 @@ impl FerretV2 {
 
 /// FerretDB and the system with PostgreSQL; each that is lacking is said aloud.
 fn brought() -> Option<(PathBuf, PathBuf)> {
+    root()?;
     let server = tool("ferretdb");
     let root = part_of("documentdb", "documentdb/root");
     Some((server?, root?))

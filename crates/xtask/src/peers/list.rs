@@ -1,13 +1,9 @@
-//! Every peer, with its version, licence and users.
+//! Every peer.
 
 use super::Peer;
-use super::recipe::Recipe::{Apt, Cargo, DocumentDb, FerretV1, Go, GoTogether, MongoJavaServer, Npm, Pip};
-
-const RUN: &str = ".ci/run";
-const SMOKE: &str = "crates/testkit/tests/peers.rs";
-const INTEROP: &str = "crates/e2e/tests/e2e/interop.rs";
-const README: &str = "crates/e2e/tests/e2e/readme.rs";
-const CRASH: &str = "crates/e2e/tests/e2e/crash/signing.rs";
+use super::recipe::Recipe::{
+    Apt, Cargo, DocumentDb, FerretV1, Go, GoTogether, MongoJavaServer, Npm, Pip, TimestampServer,
+};
 
 /// In the order in which they are brought: the quick ones first.
 pub(super) const PEERS: &[Peer] = &[
@@ -19,7 +15,7 @@ pub(super) const PEERS: &[Peer] = &[
             program: "curl",
             package: "curl",
         },
-        used_by: &[README],
+        word: "\"curl\"",
     },
     Peer {
         name: "jq",
@@ -29,7 +25,7 @@ pub(super) const PEERS: &[Peer] = &[
             program: "jq",
             package: "jq",
         },
-        used_by: &[README],
+        word: "\"jq\"",
     },
     Peer {
         name: "openssl",
@@ -39,7 +35,7 @@ pub(super) const PEERS: &[Peer] = &[
             program: "openssl",
             package: "openssl",
         },
-        used_by: &[SMOKE],
+        word: "\"openssl\"",
     },
     Peer {
         name: "strace",
@@ -49,7 +45,27 @@ pub(super) const PEERS: &[Peer] = &[
             program: "strace",
             package: "strace",
         },
-        used_by: &[CRASH],
+        word: "\"strace\"",
+    },
+    Peer {
+        name: "redis-server",
+        version: "distribution",
+        licence: "BSD-3-Clause",
+        recipe: Apt {
+            program: "redis-server",
+            package: "redis-server",
+        },
+        word: "RekorV1",
+    },
+    Peer {
+        name: "postgresql",
+        version: "15",
+        licence: "PostgreSQL",
+        recipe: Apt {
+            program: "/usr/lib/postgresql/15/bin/postgres",
+            package: "postgresql-15",
+        },
+        word: "RekorV1",
     },
     Peer {
         name: "buf",
@@ -59,7 +75,7 @@ pub(super) const PEERS: &[Peer] = &[
             package: "@bufbuild/buf",
             program: "@bufbuild/buf-linux-x64/bin/buf",
         },
-        used_by: &[RUN, INTEROP, README],
+        word: "\"buf\"",
     },
     Peer {
         name: "cyclonedx",
@@ -68,28 +84,37 @@ pub(super) const PEERS: &[Peer] = &[
         recipe: Pip {
             package: "cyclonedx-python-lib[validation]",
         },
-        used_by: &[INTEROP],
+        word: "\"cyclonedx\"",
     },
     Peer {
         name: "pymongo",
         version: "4.20.0",
         licence: "Apache-2.0",
         recipe: Pip { package: "pymongo" },
-        used_by: &[SMOKE],
+        word: "\"pymongo\"",
     },
     Peer {
         name: "mongo-java-server",
         version: "1.47.0",
         licence: "BSD-3-Clause",
         recipe: MongoJavaServer,
-        used_by: &["crates/testkit/src/peers/java_mongo.rs"],
+        word: "JavaMongo",
     },
     Peer {
         name: "documentdb",
         version: "forky",
-        licence: "MIT",
+        licence: "MIT AND PostgreSQL",
         recipe: DocumentDb,
-        used_by: &["crates/testkit/src/peers/ferret_v2.rs"],
+        word: "FerretV2",
+    },
+    Peer {
+        name: "toxiproxy",
+        version: "2.12.0",
+        licence: "MIT",
+        recipe: Go {
+            package: "github.com/Shopify/toxiproxy/v2/cmd/server",
+        },
+        word: "Toxiproxy",
     },
     Peer {
         name: "grpcurl",
@@ -98,7 +123,7 @@ pub(super) const PEERS: &[Peer] = &[
         recipe: Go {
             package: "github.com/fullstorydev/grpcurl/cmd/grpcurl",
         },
-        used_by: &[INTEROP, README],
+        word: "\"grpcurl\"",
     },
     Peer {
         name: "ferretdb",
@@ -107,14 +132,14 @@ pub(super) const PEERS: &[Peer] = &[
         recipe: Go {
             package: "github.com/FerretDB/FerretDB/v2/cmd/ferretdb",
         },
-        used_by: &["crates/testkit/src/peers/ferret_v2.rs"],
+        word: "FerretV2",
     },
     Peer {
         name: "ferretdb-v1",
         version: "1.24.2",
         licence: "Apache-2.0",
         recipe: FerretV1,
-        used_by: &["crates/testkit/src/peers/ferret_v1.rs"],
+        word: "FerretV1",
     },
     Peer {
         name: "rekor-v2",
@@ -123,7 +148,38 @@ pub(super) const PEERS: &[Peer] = &[
         recipe: GoTogether {
             packages: &["github.com/sigstore/rekor-tiles/v2/cmd/rekor-server/posix"],
         },
-        used_by: &["crates/testkit/src/peers/rekor_v2.rs"],
+        word: "RekorV2",
+    },
+    Peer {
+        name: "timestamp-server",
+        version: "2.1.3",
+        licence: "Apache-2.0",
+        recipe: TimestampServer,
+        word: "Tsa",
+    },
+    Peer {
+        name: "trillian",
+        version: "1.7.3",
+        licence: "Apache-2.0",
+        recipe: GoTogether {
+            packages: &[
+                "github.com/google/trillian/cmd/trillian_log_server",
+                "github.com/google/trillian/cmd/trillian_log_signer",
+            ],
+        },
+        word: "RekorV1",
+    },
+    Peer {
+        name: "rekor-v1",
+        version: "1.5.4",
+        licence: "Apache-2.0",
+        recipe: GoTogether {
+            packages: &[
+                "github.com/sigstore/rekor/cmd/rekor-server",
+                "github.com/sigstore/rekor/cmd/rekor-cli",
+            ],
+        },
+        word: "RekorV1",
     },
     Peer {
         name: "cosign",
@@ -132,13 +188,13 @@ pub(super) const PEERS: &[Peer] = &[
         recipe: GoTogether {
             packages: &["github.com/sigstore/cosign/v3/cmd/cosign"],
         },
-        used_by: &[INTEROP, README],
+        word: "\"cosign\"",
     },
     Peer {
         name: "cargo-deny",
         version: "0.20.2",
         licence: "MIT OR Apache-2.0",
         recipe: Cargo,
-        used_by: &[RUN],
+        word: "\"cargo-deny\"",
     },
 ];

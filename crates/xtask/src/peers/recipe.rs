@@ -9,7 +9,7 @@ use anyhow::Context as _;
 
 use super::Peer;
 use super::list::PEERS;
-use Recipe::{Apt, Cargo, DocumentDb, FerretV1, Go, GoTogether, MongoJavaServer, Npm, Pip};
+use Recipe::{Apt, Cargo, DocumentDb, FerretV1, Go, GoTogether, MongoJavaServer, Npm, Pip, TimestampServer};
 
 /// How a peer is brought.
 pub(super) enum Recipe {
@@ -32,6 +32,8 @@ pub(super) enum Recipe {
     /// Go programs whose dependencies are largely the same: they stand in one throw-away module with those of the other
     /// peers of this kind, and are compiled against one set of versions. A single one gets the name of the peer.
     GoTogether { packages: &'static [&'static str] },
+    /// Sigstore's timestamp authority with our own `main`, because its program needs a fixed port; together with those.
+    TimestampServer,
     /// FerretDB v1 with our own `main`, because its program lacks SQLite.
     FerretV1,
     /// mongo-java-server with our own `main`.
@@ -50,6 +52,7 @@ impl Recipe {
             | Cargo
             | Go { .. }
             | GoTogether { .. }
+            | TimestampServer
             | FerretV1
             | MongoJavaServer
             | DocumentDb => mark.exists(),
@@ -75,6 +78,7 @@ impl Recipe {
                 take(folder, package, peer.name)
             }
             GoTogether { packages } => go_together(peer, folder, packages),
+            TimestampServer => timestamp_server(peer, folder),
             FerretV1 => ferret_v1(peer, folder),
             MongoJavaServer => mongo_java_server(folder),
             DocumentDb => documentdb(folder),
@@ -176,29 +180,47 @@ fn fresh(folder: &Path, name: &str) -> anyhow::Result<PathBuf> {
     Ok(module)
 }
 
-fn go_together(peer: &Peer, folder: &Path, packages: &[&str]) -> anyhow::Result<()> {
-    let module = folder.join("go-together");
+/// The Go package of the timestamp authority's program, whose dependencies are those of our `main`.
+const TIMESTAMP_SERVER: &str = "github.com/sigstore/timestamp-authority/v2/cmd/timestamp-server";
+
+/// The module that holds every Go program of the kinds that stand together, made anew if the list has changed.
+fn common_module(folder: &Path) -> anyhow::Result<PathBuf> {
     let mut tools = Vec::new();
-    for other in PEERS {
-        if let GoTogether { packages } = other.recipe {
-            for package in packages {
-                tools.push(format!("{package}@v{}", other.version));
-            }
+    for peer in PEERS {
+        let packages: &[&str] = match peer.recipe {
+            GoTogether { packages } => packages,
+            TimestampServer => &[TIMESTAMP_SERVER],
+            Apt { .. }
+            | Npm { .. }
+            | Pip { .. }
+            | Cargo
+            | Go { .. }
+            | FerretV1
+            | MongoJavaServer
+            | DocumentDb => &[],
+        };
+        for package in packages {
+            tools.push(format!("{package}@v{}", peer.version));
         }
     }
     let wanted = tools.join("\n");
+    let module = folder.join("go-together");
     let complete = module.join("complete");
     if std::fs::read_to_string(&complete).ok().as_ref() != Some(&wanted) {
         fresh(folder, "go-together")?;
-        run(Command::new("go")
-            .args(["mod", "init", "example.invalid/peers"])
-            .current_dir(&module))?;
-        run(Command::new("go")
-            .args(["get", "-tool"])
-            .args(&tools)
-            .current_dir(&module))?;
+        let mut init = Command::new("go");
+        init.args(["mod", "init", "example.invalid/peers"]);
+        run(init.current_dir(&module))?;
+        let mut get = Command::new("go");
+        get.args(["get", "-tool"]).args(&tools);
+        run(get.current_dir(&module))?;
         std::fs::write(&complete, &wanted)?;
     }
+    Ok(module)
+}
+
+fn go_together(peer: &Peer, folder: &Path, packages: &[&str]) -> anyhow::Result<()> {
+    let module = common_module(folder)?;
     for package in packages {
         let mut install = go_install(folder);
         // Without its tag Trillian has no PostgreSQL; the other programs do not know the tag.
@@ -217,11 +239,25 @@ fn go_together(peer: &Peer, folder: &Path, packages: &[&str]) -> anyhow::Result<
         let output = list.current_dir(&module).output()?;
         let sources = PathBuf::from(String::from_utf8(output.stdout)?.trim());
         let schema = sources.join("storage/postgresql/schema/storage.sql");
-        // Not a copy of the mode: the cache is read-only.
+        // Not a copy of the mode: the sources are read-only.
         let text = std::fs::read(&schema).with_context(|| schema.display().to_string())?;
         std::fs::write(folder.join("trillian.sql"), text)?;
     }
     Ok(())
+}
+
+fn timestamp_server(peer: &Peer, folder: &Path) -> anyhow::Result<()> {
+    let module = common_module(folder)?;
+    let place = module.join(peer.name);
+    std::fs::create_dir_all(&place)?;
+    std::fs::write(
+        place.join("main.go"),
+        include_str!("../../peers/timestamp-server.go"),
+    )?;
+    let mut install = go_install(folder);
+    install.arg(format!("./{}", peer.name));
+    run(install.current_dir(&module))?;
+    take(folder, peer.name, peer.name)
 }
 
 fn ferret_v1(peer: &Peer, folder: &Path) -> anyhow::Result<()> {
