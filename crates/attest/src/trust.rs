@@ -336,6 +336,16 @@ impl TrustRoots {
         self
     }
 
+    /// The set with these keys besides its own.
+    #[must_use]
+    pub fn with_keys(mut self, keys: Vec<ConfiguredKey>) -> Self {
+        if !keys.is_empty() {
+            self.keys.extend(keys);
+            self.seal();
+        }
+        self
+    }
+
     /// The set with these timestamp authorities.
     #[must_use]
     pub fn with_timestamp_authorities(mut self, authorities: Vec<Authority>) -> Self {

@@ -11,11 +11,12 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 use stella_attest::digest::{Digest, Hasher};
 use stella_attest::json::{self, Limits};
+use stella_attest::key::{KeyError, VerifyingKey};
 use stella_attest::policy::{Policy, PolicyError};
 use stella_attest::report::Report;
 use stella_attest::slice::{self, SliceReport};
 use stella_attest::timestamp::Timestamp;
-use stella_attest::trust::{TrustError, TrustRoots};
+use stella_attest::trust::{ConfiguredKey, Purpose, SigstoreRoots, TrustError, TrustRoots};
 use stella_attest::verify::{self, Request};
 
 /// Exit code of a refused evidence.
@@ -29,9 +30,12 @@ pub struct Arguments {
     /// The bundle, envelope or slice
     #[arg(long, value_name = "FILE")]
     pub bundle: PathBuf,
-    /// Trust roots, as `stella trust export` writes them
+    /// Trust roots, as `stella trust export` writes them, or a Sigstore trusted_root.json with --public-key
     #[arg(long, value_name = "FILE")]
     pub trust_roots: PathBuf,
+    /// A public key (PEM) that may have signed the attestation, besides those of the trust roots; may be repeated
+    #[arg(long = "public-key", value_name = "PEM")]
+    pub keys: Vec<PathBuf>,
     /// The artifact that must be attested: a file, or its digest as sha256:HEX
     #[arg(long, value_name = "FILE|DIGEST")]
     pub subject: Option<String>,
@@ -79,6 +83,14 @@ pub enum Error {
         /// Why.
         source: TrustError,
     },
+    /// A key does not parse.
+    #[error("the key `{path}` is refused", path = .path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: KeyError,
+    },
     /// The policy does not parse.
     #[error("the policy `{path}` is refused", path = .path.display())]
     Policy {
@@ -102,7 +114,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => NOT_FOUND,
-            Self::Argument { .. } | Self::Policy { .. } => 2,
+            Self::Argument { .. } | Self::Policy { .. } | Self::Key { .. } => 2,
             Self::Read { .. } | Self::TrustRoots { .. } => 1,
         }
     }
@@ -140,11 +152,7 @@ impl Verdict {
 /// # Errors
 /// [`Error`] if there is nothing to judge, or nothing to judge it by.
 pub fn verify(arguments: &Arguments) -> Result<Verdict, Error> {
-    let roots = read("trust roots", &arguments.trust_roots)?;
-    let roots = TrustRoots::parse(&roots).map_err(|source| Error::TrustRoots {
-        path: arguments.trust_roots.clone(),
-        source,
-    })?;
+    let roots = trust_roots(arguments)?;
     let policy = match &arguments.policy {
         None => None,
         Some(path) => {
@@ -180,6 +188,38 @@ pub fn verify(arguments: &Arguments) -> Result<Verdict, Error> {
         ..Request::default()
     };
     Ok(Verdict::Evidence(verify::verify(&bytes, &request, &roots).report))
+}
+
+/// The trust roots, of either format, and the keys of the arguments, which may sign anything for anybody.
+fn trust_roots(arguments: &Arguments) -> Result<TrustRoots, Error> {
+    let path = &arguments.trust_roots;
+    let bytes = read("trust roots", path)?;
+    let parsed = if SigstoreRoots::is_one(&bytes) {
+        let none = || TrustRoots::new(Vec::new(), None, Vec::new(), Vec::new(), Vec::new());
+        SigstoreRoots::parse(&bytes).map(|sigstore| none().with_sigstore(sigstore))
+    } else {
+        TrustRoots::parse(&bytes)
+    };
+    let roots = parsed.map_err(|source| Error::TrustRoots {
+        path: path.clone(),
+        source,
+    })?;
+    let mut keys = Vec::with_capacity(arguments.keys.len());
+    for path in &arguments.keys {
+        let pem = read("the key", path)?;
+        let key = VerifyingKey::from_spki_pem(&String::from_utf8_lossy(&pem));
+        keys.push(ConfiguredKey {
+            key: key.map_err(|source| Error::Key {
+                path: path.clone(),
+                source,
+            })?,
+            purpose: Purpose::Attestation,
+            issuer: path.display().to_string(),
+            tenants: vec!["*".into()],
+            predicate_types: vec!["*".into()],
+        });
+    }
+    Ok(roots.with_keys(keys))
 }
 
 /// A slice is told by its first member, which canonical form puts there; only then is it parsed to be sure.

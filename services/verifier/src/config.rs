@@ -31,6 +31,8 @@ pub struct Config {
 pub struct TrustConfig {
     /// Trust roots in the format `stella`; read again when the file changes.
     pub roots: ConfigPath,
+    /// A Sigstore `trusted_root.json`, whose logs and timestamp authorities count besides; read again when it changes.
+    pub sigstore_roots: Option<ConfigPath>,
     /// Where the key history and what the witness has seen are kept.
     pub state_dir: ConfigPath,
     /// PredicateTypes that prove an INGEST event.

@@ -39,7 +39,7 @@ use crate::api::{Service, VerifierApi};
 use crate::cores::Cores;
 use crate::follow::Follower;
 use crate::heads::Heads;
-use crate::roots::Roots;
+use crate::roots::{RootFiles, Roots};
 use crate::verifier::Verifier;
 use crate::witness::Witness;
 
@@ -93,7 +93,15 @@ impl Opened {
         let heads = Heads::open(&state_dir.join("heads"))?;
         let witness = Witness::new(&config.witness.name, read_key(&config.witness.key)?, heads)
             .with_context(|| format!("`{}` cannot witness", config.witness.key.display()))?;
-        let roots = Roots::open(&config.trust.roots, state_dir, witness.forked())?;
+        let files = RootFiles {
+            stella: config.trust.roots.to_path_buf(),
+            sigstore: config
+                .trust
+                .sigstore_roots
+                .as_ref()
+                .map(|file| file.to_path_buf()),
+        };
+        let roots = Roots::open(files, state_dir, witness.forked())?;
         let current = roots.current();
         let receipt_key = read_key(&config.receipt.key)?;
         let own = receipt_key.verifying_key().key_id();

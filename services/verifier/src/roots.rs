@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use stella_attest::history::{HistoryError, KeyHistory};
-use stella_attest::trust::{Purpose, TrustError, TrustRoots};
+use stella_attest::trust::{Purpose, SigstoreRoots, TrustError, TrustRoots};
 use stella_serve::fs::{self, Access, FsError};
 use tracing::{error, info};
 
@@ -44,28 +44,74 @@ impl RootsError {
 
 /// The set in force, and where it comes from.
 pub(crate) struct Roots {
-    file: PathBuf,
+    files: RootFiles,
     history_dir: PathBuf,
     current: ArcSwap<TrustRoots>,
     sources: Mutex<Sources>,
 }
 
+/// Where the configured set is read from.
+#[derive(Clone, Debug)]
+pub(crate) struct RootFiles {
+    /// Our own format.
+    pub(crate) stella: PathBuf,
+    /// A Sigstore `trusted_root.json`, whose logs and authorities are added.
+    pub(crate) sigstore: Option<PathBuf>,
+}
+
+/// The bytes of the files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct RootBytes {
+    stella: Vec<u8>,
+    sigstore: Option<Vec<u8>>,
+}
+
+impl RootFiles {
+    fn read(&self) -> Result<RootBytes, FsError> {
+        Ok(RootBytes {
+            stella: fs::read(&self.stella, MAX_FILE)?,
+            sigstore: match &self.sigstore {
+                Some(file) => Some(fs::read(file, MAX_FILE)?),
+                None => None,
+            },
+        })
+    }
+}
+
+impl RootBytes {
+    fn parse(&self) -> Result<TrustRoots, TrustError> {
+        let roots = TrustRoots::parse(&self.stella)?;
+        match &self.sigstore {
+            Some(bytes) => Ok(roots.with_sigstore(SigstoreRoots::parse(bytes)?)),
+            None => Ok(roots),
+        }
+    }
+}
+
 struct Sources {
-    /// The file's bytes when it was read last, taken or not; `None` if it could not be read.
-    seen: Option<Vec<u8>>,
+    /// The files' bytes when they were read last, taken or not; `None` if they could not be read.
+    seen: Option<RootBytes>,
     base: TrustRoots,
     history: Option<KeyHistory>,
     distrusted: Vec<[u8; 32]>,
 }
 
 impl Roots {
-    /// Reads the configured file and what is kept in `state_dir`; `distrusted` are logs of which a fork was seen.
+    /// Reads the configured files and what is kept in `state_dir`; `distrusted` are logs of which a fork was seen.
     ///
     /// # Errors
-    /// The file or the kept history does not parse, or one contradicts the other.
-    pub(crate) fn open(file: &Path, state_dir: &Path, distrusted: Vec<[u8; 32]>) -> anyhow::Result<Self> {
-        let bytes = fs::read(file, MAX_FILE)?;
-        let base = TrustRoots::parse(&bytes).with_context(|| format!("`{}`", file.display()))?;
+    /// A file or the kept history does not parse, or one contradicts the other.
+    pub(crate) fn open(
+        files: RootFiles,
+        state_dir: &Path,
+        distrusted: Vec<[u8; 32]>,
+    ) -> anyhow::Result<Self> {
+        let file = files.stella.clone();
+        let bytes = files.read()?;
+        let base = bytes.parse().with_context(|| match &files.sigstore {
+            Some(sigstore) => format!("`{}` and `{}`", file.display(), sigstore.display()),
+            None => format!("`{}`", file.display()),
+        })?;
         let history_dir = state_dir.join("history");
         std::fs::create_dir_all(&history_dir)
             .with_context(|| format!("cannot make `{}`", history_dir.display()))?;
@@ -81,7 +127,7 @@ impl Roots {
             distrusted,
         };
         Ok(Self {
-            file: file.to_owned(),
+            files,
             current: ArcSwap::from_pointee(combined(&sources)),
             history_dir,
             sources: Mutex::new(sources),
@@ -122,10 +168,10 @@ impl Roots {
         self.put_in_force(&sources, "a log is distrusted");
     }
 
-    /// Reads the configured file again if it changed. A bad file keeps the old set in force. Blocks.
+    /// Reads the configured files again if they changed. A bad file keeps the old set in force. Blocks.
     pub(crate) fn reload(&self) {
         let mut sources = self.sources();
-        let bytes = match fs::read(&self.file, MAX_FILE) {
+        let bytes = match self.files.read() {
             Ok(bytes) => bytes,
             Err(error) => {
                 if sources.seen.take().is_some() {
@@ -145,8 +191,8 @@ impl Roots {
     }
 
     /// The new set must be able to verify the history that is known.
-    fn replace_base(&self, sources: &mut Sources, bytes: &[u8]) -> Result<(), RootsError> {
-        let base = TrustRoots::parse(bytes)?;
+    fn replace_base(&self, sources: &mut Sources, bytes: &RootBytes) -> Result<(), RootsError> {
+        let base = bytes.parse()?;
         let known: Vec<Vec<u8>> = versions_of(sources.history.as_ref());
         let history = longer(read_history(&known, &base)?, base.history().cloned())?;
         keep(&self.history_dir, history.as_ref())?;
@@ -260,6 +306,13 @@ mod tests {
     use stella_attest::key::{Algorithm, SigningKey};
     use stella_attest::trust::ConfiguredKey;
 
+    fn files(stella: &Path) -> RootFiles {
+        RootFiles {
+            stella: stella.to_owned(),
+            sigstore: None,
+        }
+    }
+
     fn key() -> HistoryKey {
         HistoryKey {
             key: SigningKey::generate(Algorithm::EcdsaP256)
@@ -344,7 +397,7 @@ mod tests {
         let file = dir.path().join("trust-roots.json");
         std::fs::write(&file, base(&given.history_key, "stella", None).to_canonical()).expect("writes");
 
-        let roots = Roots::open(&file, dir.path(), Vec::new()).expect("roots");
+        let roots = Roots::open(files(&file), dir.path(), Vec::new()).expect("roots");
         let empty = roots.current().digest();
         roots.follow(&given.versions[..2]).expect("two versions");
         roots.follow(&given.versions).expect("one more");
@@ -356,7 +409,7 @@ mod tests {
         let stranger = Versions::new();
         let mut spoiled = given.versions.clone();
         spoiled[2] = b"{}".to_vec();
-        let restarted = Roots::open(&file, dir.path(), Vec::new()).expect("roots");
+        let restarted = Roots::open(files(&file), dir.path(), Vec::new()).expect("roots");
         for roots in [&roots, &restarted] {
             for (case, versions, want) in [
                 ("older", given.versions[..2].to_vec(), "KEY_HISTORY_ROLLBACK"),
@@ -393,7 +446,7 @@ mod tests {
         let file = dir.path().join("trust-roots.json");
         let write = |bytes: &[u8]| std::fs::write(&file, bytes).expect("writes");
         write(base(&given.history_key, "stella", Some(given.history(1))).to_canonical());
-        let roots = Roots::open(&file, dir.path(), Vec::new()).expect("roots");
+        let roots = Roots::open(files(&file), dir.path(), Vec::new()).expect("roots");
         roots.follow(&given.versions[..2]).expect("two versions");
 
         let known = standing(&roots);
@@ -438,7 +491,7 @@ mod tests {
         write(base(&given.history_key, "renamed", Some(given.history(3))).to_canonical());
         roots.reload();
         assert_eq!(standing(&roots).0, 3, "a longer history in the file is taken");
-        let restarted = Roots::open(&file, dir.path(), Vec::new()).expect("roots");
+        let restarted = Roots::open(files(&file), dir.path(), Vec::new()).expect("roots");
         assert_eq!(standing(&restarted), standing(&roots));
     }
 

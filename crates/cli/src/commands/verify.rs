@@ -34,9 +34,12 @@ pub struct Forensic {
     /// The bundle, envelope or slice
     #[arg(long, value_name = "FILE")]
     pub bundle: PathBuf,
-    /// Trust roots, as `stella trust export` writes them
+    /// Trust roots, as `stella trust export` writes them, or a Sigstore trusted_root.json with --public-key
     #[arg(long, value_name = "FILE")]
     pub trust_roots: PathBuf,
+    /// A public key (PEM) that may have signed the attestation, besides those of the trust roots; may be repeated
+    #[arg(long = "public-key", value_name = "PEM")]
+    pub keys: Vec<PathBuf>,
     /// The artifact that must be attested: a file, or its digest as sha256:HEX
     #[arg(long, value_name = "FILE|DIGEST")]
     pub subject: Option<String>,
@@ -53,6 +56,7 @@ pub(crate) fn forensic(asked: &Forensic, connection: &Connection) -> std::proces
     let arguments = stella_forensic::Arguments {
         bundle: asked.bundle.clone(),
         trust_roots: asked.trust_roots.clone(),
+        keys: asked.keys.clone(),
         subject: asked.subject.clone(),
         at: asked.at.clone(),
         policy: asked.policy.clone(),

@@ -409,6 +409,7 @@ fn config(dir: &Path) -> Config {
         },
         telemetry: TelemetryConfig::default(),
         trust: TrustConfig {
+            sigstore_roots: None,
             roots: file("trust-roots.json"),
             state_dir: file("state"),
             ingest_predicate_types: Vec::new(),
