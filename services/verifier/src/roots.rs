@@ -509,7 +509,7 @@ mod tests {
         .expect("writes");
         let kept = dir.path().join("history");
         std::fs::create_dir(&kept).expect("a folder");
-        let reason = |dir: &Path| match Roots::open(&file, dir, Vec::new()) {
+        let reason = |dir: &Path| match Roots::open(files(&file), dir, Vec::new()) {
             Ok(_) => None,
             Err(error) => error.downcast_ref::<HistoryError>().map(HistoryError::reason),
         };
