@@ -1,5 +1,7 @@
 //! Who gets in: certificates, the method table, tenants, and who must be behind the address that a service calls.
 
+mod answers;
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures_util::Stream;
 use http::{Method, StatusCode};
 use http_body_util::{BodyExt as _, Full};
-use hyper::client::conn::http2;
+use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -251,6 +251,14 @@ impl Small {
         let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
             .await
             .expect("HTTP/2");
+        tokio::spawn(connection);
+        sender
+    }
+
+    /// A bare HTTP/1.1 connection as `shown`.
+    pub(crate) async fn http1(&self, shown: &Issued) -> http1::SendRequest<Full<Bytes>> {
+        let stream = self.tls(shown, "http/1.1").await.expect("a connection");
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.expect("HTTP/1.1");
         tokio::spawn(connection);
         sender
     }
