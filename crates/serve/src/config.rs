@@ -43,6 +43,28 @@ impl ConfigError {
             Self::Parse { .. } => "CONFIG_INVALID",
         }
     }
+
+    /// What whoever starts the service can do about it.
+    pub fn help(&self) -> &'static str {
+        match self {
+            Self::Read(_) => "name a file that this user can read with --config",
+            Self::Parse { .. } => {
+                "correct the line that is shown; the samples in deploy/config explain every key of every service"
+            }
+        }
+    }
+
+    /// The error with all its causes, on as many lines as it takes: file, line, key and reason.
+    pub fn whole(&self) -> String {
+        let mut text = self.to_string();
+        let mut next = std::error::Error::source(self);
+        while let Some(cause) = next {
+            text.push_str(": ");
+            text.push_str(cause.to_string().trim_end());
+            next = cause.source();
+        }
+        text
+    }
 }
 
 thread_local! {
