@@ -1,6 +1,7 @@
 //! Who gets in: certificates, the method table, tenants, and who must be behind the address that a service calls.
 
 mod answers;
+mod live;
 mod start;
 
 use std::net::SocketAddr;
