@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 use stella_proto::status;
+use stella_serve::config::ConfigError;
 use tonic::{Code, Status};
 
 /// Exit code of wrong usage.
@@ -130,6 +131,15 @@ impl From<Status> for Failure {
             field: status::field(&refused).unwrap_or_default(),
             message: refused.message().to_owned(),
             hint,
+        }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self {
+            reason: error.reason().to_owned(),
+            ..Self::new(error.whole()).hint(error.help())
         }
     }
 }

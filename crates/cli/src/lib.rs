@@ -131,12 +131,11 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
 }
 
 async fn serve(service: Service, config: PathBuf) -> Result<(), Failure> {
-    let load = |error: stella_serve::config::ConfigError| Failure::new(format!("{error}"));
     let served = match service {
-        Service::Signer => stella_signer::run(stella_serve::config::load(&config).map_err(load)?).await,
-        Service::Verifier => stella_verifier::run(stella_serve::config::load(&config).map_err(load)?).await,
-        Service::Feedser => stella_feedser::run(stella_serve::config::load(&config).map_err(load)?).await,
-        Service::Backfill => stella_backfill::run(stella_serve::config::load(&config).map_err(load)?).await,
+        Service::Signer => stella_signer::run(stella_serve::config::load(&config)?).await,
+        Service::Verifier => stella_verifier::run(stella_serve::config::load(&config)?).await,
+        Service::Feedser => stella_feedser::run(stella_serve::config::load(&config)?).await,
+        Service::Backfill => stella_backfill::run(stella_serve::config::load(&config)?).await,
     };
     served.map_err(Failure::from)
 }

@@ -43,6 +43,28 @@ impl ConfigError {
             Self::Parse { .. } => "CONFIG_INVALID",
         }
     }
+
+    /// What whoever starts the service can do about it.
+    pub fn help(&self) -> &'static str {
+        match self {
+            Self::Read(_) => "name a file that this user can read with --config",
+            Self::Parse { .. } => {
+                "correct the line that is shown; the samples in deploy/config explain every key of every service"
+            }
+        }
+    }
+
+    /// The error with all its causes, on as many lines as it takes: file, line, key and reason.
+    pub fn whole(&self) -> String {
+        let mut text = self.to_string();
+        let mut next = std::error::Error::source(self);
+        while let Some(cause) = next {
+            text.push_str(": ");
+            text.push_str(cause.to_string().trim_end());
+            next = cause.source();
+        }
+        text
+    }
 }
 
 thread_local! {
@@ -121,10 +143,11 @@ pub struct ServerConfig {
     pub client_ca: ConfigPath,
     /// Certificates of the authorities that the called services must have theirs from. Absent: `client_ca`.
     pub server_ca: Option<ConfigPath>,
-    /// Longest TLS handshake.
+    /// Longest TLS handshake, and longest wait after it for the first bytes of HTTP.
     #[serde(default = "ServerConfig::default_handshake_timeout")]
     pub handshake_timeout_ms: NonZeroU64,
-    /// Most connections at a time; one more is closed at once.
+    /// Most connections at a time; one more is closed at once. Half of them, from one address, may be such as have not
+    /// proven yet who they are.
     #[serde(default = "ServerConfig::default_max_connections")]
     pub max_connections: NonZeroUsize,
     /// Most calls at a time over all connections; one more is `UNAVAILABLE` / `OVERLOADED`.
@@ -143,7 +166,8 @@ pub struct ServerConfig {
     /// How long calls that run may go on after the signal to end.
     #[serde(default = "ServerConfig::default_drain_timeout")]
     pub drain_timeout_ms: NonZeroU64,
-    /// How often a silent HTTP/2 connection is asked whether it still lives.
+    /// How often a silent HTTP/2 connection is asked whether it still lives; it has as long to answer, at most 20
+    /// seconds. An HTTP/1.1 connection is closed that has no whole request head for so long.
     #[serde(default = "ServerConfig::default_keepalive")]
     pub keepalive_ms: NonZeroU64,
 }

@@ -9,7 +9,9 @@
 
 mod body;
 mod call;
+mod leftover;
 mod methods;
+mod told;
 
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,7 +23,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use axum::routing::future::RouteFuture;
-use http::{HeaderMap, Request, Response, header};
+use http::{HeaderMap, Method, Request, Response, header};
+use http_body::Body as _;
 use http_body_util::Limited;
 use hyper::body::Incoming;
 use stella_proto::status::refuse;
@@ -33,7 +36,9 @@ use tracing::Span;
 
 pub(crate) use self::body::DoorBody;
 use self::call::{Call, Named};
+use self::leftover::Leftover;
 pub(crate) use self::methods::Methods;
+use self::told::{told, too_large};
 use crate::access::{Caller, Resolved, TENANT_HEADER};
 use crate::problem;
 use crate::telemetry;
@@ -71,15 +76,25 @@ impl hyper::service::Service<Request<Incoming>> for Door {
     type Future = Passing;
 
     fn call(&self, request: Request<Incoming>) -> Passing {
-        let is_grpc = is_grpc(request.headers());
-        let mut call = Call::begin(self, &request);
-        match self.admit(&request, &mut call, is_grpc) {
-            Ok(terms) => self.pass(request, call, terms, is_grpc),
-            Err(status) => Passing {
-                answer: Some(refusal(call, status, is_grpc)),
-                running: None,
-            },
-        }
+        let is_head = request.method() == Method::HEAD;
+        let mut passing = if is_grpc(request.headers()) {
+            let mut call = Call::begin(self, &request);
+            match self.admit(&request, &mut call, true) {
+                Ok(terms) => self.pass(request, call, terms, |request| {
+                    self.hall.grpc.clone().call(request)
+                }),
+                Err(status) => Passing::answered(refusal(call, status, true)),
+            }
+        } else {
+            let request = Leftover::of(request);
+            let mut call = Call::begin(self, &request);
+            match self.admit(&request, &mut call, false) {
+                Ok(terms) => self.pass(request, call, terms, |request| self.rest(request)),
+                Err(status) => Passing::answered(refusal(call, status, false)),
+            }
+        };
+        passing.is_head = is_head;
+        passing
     }
 }
 
@@ -87,11 +102,12 @@ impl hyper::service::Service<Request<Incoming>> for Door {
 struct Terms {
     until: Option<Instant>,
     drain: Option<CancellationToken>,
+    is_grpc: bool,
 }
 
 impl Door {
     /// Decides whether the service may see the call.
-    fn admit(&self, request: &Request<Incoming>, call: &mut Call, is_grpc: bool) -> Result<Terms, Status> {
+    fn admit<B>(&self, request: &Request<B>, call: &mut Call, is_grpc: bool) -> Result<Terms, Status> {
         let hall = &self.hall;
         let number = self.method(request, is_grpc)?;
         let method = hall.methods.get(number);
@@ -137,11 +153,18 @@ impl Door {
         Ok(Terms {
             until: timeout.map(|timeout| call.started + timeout),
             drain: method.endless.then(|| hall.draining.clone()),
+            is_grpc,
         })
     }
 
     /// Hands the call to the service.
-    fn pass(&self, mut request: Request<Incoming>, mut call: Call, terms: Terms, is_grpc: bool) -> Passing {
+    fn pass<B>(
+        &self,
+        mut request: Request<B>,
+        mut call: Call,
+        terms: Terms,
+        route: impl FnOnce(Request<B>) -> RouteFuture<Infallible>,
+    ) -> Passing {
         let hall = &self.hall;
         let span = if hall.traced {
             telemetry::call_span(call.method().trim_start_matches('/'), request.headers())
@@ -152,13 +175,12 @@ impl Door {
         request
             .extensions_mut()
             .insert(Caller::new(self.peer.identity.clone(), call.tenant.clone()));
-        let route = match &hall.rest {
-            Some((router, _)) if !is_grpc => router
-                .clone()
-                .call(request.map(|body| Limited::new(body, hall.max_message_bytes))),
-            _ => hall.grpc.clone().call(request),
-        };
-        let Terms { until, drain } = terms;
+        let route = route(request);
+        let Terms {
+            until,
+            drain,
+            is_grpc,
+        } = terms;
         Passing {
             answer: None,
             running: Some(Running {
@@ -170,11 +192,23 @@ impl Door {
                 drain,
                 span,
             }),
+            is_head: false,
         }
     }
 
+    /// Hands a request to the REST routes.
+    fn rest(&self, request: Request<Leftover>) -> RouteFuture<Infallible> {
+        let (router, _) = self
+            .hall
+            .rest
+            .as_ref()
+            .expect("only a server with REST routes admits a request to one");
+        let limit = self.hall.max_message_bytes;
+        router.clone().call(request.map(|body| Limited::new(body, limit)))
+    }
+
     /// The number of the method whose power the call needs.
-    fn method(&self, request: &Request<Incoming>, is_grpc: bool) -> Result<usize, Status> {
+    fn method<B>(&self, request: &Request<B>, is_grpc: bool) -> Result<usize, Status> {
         let path = request.uri().path();
         if is_grpc {
             let number = self.hall.methods.number(path);
@@ -200,6 +234,32 @@ impl Door {
 pub(crate) struct Passing {
     answer: Option<Response<DoorBody>>,
     running: Option<Running>,
+    /// Whether only the head of the answer is wanted.
+    is_head: bool,
+}
+
+impl Passing {
+    fn answered(answer: Response<DoorBody>) -> Self {
+        Self {
+            answer: Some(answer),
+            running: None,
+            is_head: false,
+        }
+    }
+
+    /// The answer as it goes out; over HTTP/2 nobody else takes the body away from the answer to a `HEAD`.
+    fn out(&self, mut answer: Response<DoorBody>) -> Poll<Result<Response<DoorBody>, Infallible>> {
+        if self.is_head {
+            if let Some(length) = answer.body().size_hint().exact() {
+                answer
+                    .headers_mut()
+                    .entry(header::CONTENT_LENGTH)
+                    .or_insert(length.into());
+            }
+            answer = answer.map(|_| DoorBody::default());
+        }
+        Poll::Ready(Ok(answer))
+    }
 }
 
 struct Running {
@@ -218,7 +278,7 @@ impl Future for Passing {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         if let Some(answer) = this.answer.take() {
-            return Poll::Ready(Ok(answer));
+            return this.out(answer);
         }
         let running = this
             .running
@@ -231,7 +291,7 @@ impl Future for Passing {
         let status = match polled {
             Ok(Poll::Ready(Ok(response))) => {
                 let running = this.running.take().expect("it has just been polled");
-                return Poll::Ready(Ok(running.answer(response)));
+                return this.out(running.answer(response));
             }
             Ok(Poll::Pending) => {
                 if !is_over(running.until, &mut running.sleep, cx) {
@@ -242,7 +302,7 @@ impl Future for Passing {
             Err(panic) => panicked(panic.as_ref()),
         };
         let running = this.running.take().expect("it has just been polled");
-        Poll::Ready(Ok(refusal(running.call, status, running.is_grpc)))
+        this.out(refusal(running.call, status, running.is_grpc))
     }
 }
 
@@ -261,9 +321,8 @@ impl Running {
             let status = response.extensions().get::<Status>().cloned();
             let status = status.or_else(|| Status::from_header_map(response.headers()));
             let status = status.unwrap_or_else(|| Status::unknown("the service gave an unknown status"));
-            if is_too_large(&status) {
-                let refused = too_large(self.call.hall.max_message_bytes);
-                return refusal(self.call, refused, true);
+            if let Some(told) = told(&status, self.call.hall.max_message_bytes) {
+                return refusal(self.call, told, true);
             }
             let mut call = self.call;
             call.end(status.code(), Some(&status));
@@ -308,7 +367,9 @@ impl Running {
 fn refusal(mut call: Call, status: Status, is_grpc: bool) -> Response<DoorBody> {
     call.end(status.code(), Some(&status));
     let mut response = if is_grpc {
-        status.into_http()
+        told(&status, call.hall.max_message_bytes)
+            .unwrap_or(status)
+            .into_http()
     } else {
         problem::problem(status).map(DoorBody::plain)
     };
@@ -334,19 +395,6 @@ fn deadline_exceeded() -> Status {
         "DEADLINE_EXCEEDED",
         "the call took longer than it may",
     )
-}
-
-fn too_large(limit: usize) -> Status {
-    refuse(
-        Code::ResourceExhausted,
-        "MESSAGE_TOO_LARGE",
-        format!("a message may have at most {limit} bytes"),
-    )
-}
-
-/// tonic says `OUT_OF_RANGE` where gRPC clients expect `RESOURCE_EXHAUSTED`.
-fn is_too_large(status: &Status) -> bool {
-    status.code() == Code::OutOfRange && status.message().contains("message length too large")
 }
 
 fn panicked(panic: &(dyn std::any::Any + Send)) -> Status {

@@ -1,7 +1,13 @@
 //! Accepts connections, lets each prove who it is, and serves HTTP/2 and HTTP/1.1 on it.
 //!
-//! Each connection is a task of its own from the first byte, so that a slow handshake delays nobody.
+//! Each connection is a task of its own from the first byte, so that a slow handshake delays nobody. It holds one of a
+//! limited number of places, so nobody keeps one by silence: the handshake, the first bytes after it, the head of a
+//! request and the answer to a ping each have their time.
 
+mod opening;
+mod unproven;
+
+use std::error::Error as StdError;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,9 +23,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
+use self::opening::{NoRequest, Opening};
+use self::unproven::Newcomer;
+pub(crate) use self::unproven::Unproven;
 use crate::config::ServerConfig;
 use crate::door::{Door, Hall};
 use crate::tls::{Material, Peer, handshake_reason};
+
+/// Longest wait for the answer to a ping.
+const PONG_WITHIN: Duration = Duration::from_secs(20);
 
 /// What the connections of a server share.
 #[derive(Clone)]
@@ -31,6 +43,7 @@ pub(crate) struct Listening {
     pub(crate) http: Builder<TokioExecutor>,
     pub(crate) handshake_timeout: Duration,
     pub(crate) room: Arc<Semaphore>,
+    pub(crate) unproven: Arc<Unproven>,
     /// No new connections; open ones end when their calls have ended.
     pub(crate) stop: CancellationToken,
     /// Open connections end at once.
@@ -44,12 +57,12 @@ pub(crate) fn http(config: &ServerConfig) -> Builder<TokioExecutor> {
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_secs(30));
+        .header_read_timeout(config.keepalive());
     builder
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(config.keepalive())
-        .keep_alive_timeout(Duration::from_secs(20))
+        .keep_alive_timeout(config.keepalive().min(PONG_WITHIN))
         .max_concurrent_streams(config.max_concurrent_streams.get())
         .max_header_list_size(64 << 10);
     builder
@@ -72,8 +85,11 @@ pub(crate) async fn run(listener: TcpListener, listening: Listening) {
             }
         };
         let Ok(room) = listening.room.clone().try_acquire_owned() else {
-            metrics::counter!("stella_connections_refused_total").increment(1);
-            warn!(peer = %address, reason = "too_many", "connection closed");
+            refused(address, "too_many");
+            continue;
+        };
+        let Some(newcomer) = listening.unproven.enter(address.ip()) else {
+            refused(address, "too_many_unproven");
             continue;
         };
         let connection = Connection {
@@ -81,8 +97,13 @@ pub(crate) async fn run(listener: TcpListener, listening: Listening) {
             address,
             _room: room,
         };
-        listening.tasks.spawn(connection.run(stream));
+        listening.tasks.spawn(connection.run(stream, newcomer));
     }
+}
+
+fn refused(peer: SocketAddr, reason: &'static str) {
+    metrics::counter!("stella_connections_refused_total", "reason" => reason).increment(1);
+    warn!(%peer, reason, "connection refused");
 }
 
 struct Connection {
@@ -92,7 +113,7 @@ struct Connection {
 }
 
 impl Connection {
-    async fn run(mut self, stream: TcpStream) {
+    async fn run(mut self, stream: TcpStream, newcomer: Newcomer) {
         // What the authorities are from here on is what the handshake sees or what comes after it.
         self.listening.callers.mark_unchanged();
         if let Err(error) = stream.set_nodelay(true) {
@@ -102,6 +123,7 @@ impl Connection {
         let Some((stream, peer)) = self.handshake(stream).await else {
             return;
         };
+        drop(newcomer);
         let open = metrics::gauge!("stella_connections");
         open.increment(1.0);
         self.serve(stream, peer).await;
@@ -133,6 +155,7 @@ impl Connection {
             hall: self.listening.hall.clone(),
             peer: Arc::new(peer),
         };
+        let stream = Opening::new(stream, self.listening.handshake_timeout);
         let connection = self.listening.http.serve_connection(TokioIo::new(stream), door);
         let mut connection = std::pin::pin!(connection);
         let stop = self.listening.stop.clone();
@@ -142,7 +165,7 @@ impl Connection {
             tokio::select! {
                 ended = connection.as_mut() => {
                     if let Err(error) = ended {
-                        debug!(peer = %self.address, error, "connection ended");
+                        self.ended(&*error);
                     }
                     return;
                 }
@@ -154,6 +177,42 @@ impl Connection {
             connection.as_mut().graceful_shutdown();
         }
     }
+
+    fn ended(&self, error: &(dyn StdError + 'static)) {
+        let Some(reason) = silence(error) else {
+            debug!(peer = %self.address, error, "connection ended");
+            return;
+        };
+        metrics::counter!("stella_connections_closed_total", "reason" => reason).increment(1);
+        info!(peer = %self.address, reason, "connection closed");
+    }
+}
+
+/// What a peer was silent about for too long, if that is why its connection ended.
+fn silence(error: &(dyn StdError + 'static)) -> Option<&'static str> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.is::<NoRequest>() {
+            return Some("no_request");
+        }
+        // `source` of an `io::Error` passes over the error that it was made of.
+        if let Some(error) = error.downcast_ref::<std::io::Error>()
+            && error.get_ref().is_some_and(|inner| inner.is::<NoRequest>())
+        {
+            return Some("no_request");
+        }
+        if let Some(error) = error.downcast_ref::<hyper::Error>()
+            && error.is_timeout()
+        {
+            // hyper has two time-outs; that of a request's head has no cause of its own.
+            return Some(match error.source() {
+                None => "no_head",
+                Some(_) => "no_pong",
+            });
+        }
+        next = error.source();
+    }
+    None
 }
 
 fn peer_of(stream: &TlsStream<TcpStream>) -> Option<Peer> {

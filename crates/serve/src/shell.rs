@@ -25,7 +25,7 @@ use tracing::{info, warn};
 
 use crate::config::{AccessConfig, ServerConfig, TelemetryConfig, UpstreamConfig};
 use crate::door::{Hall, Methods, RestMethod};
-use crate::listener::{self, Listening};
+use crate::listener::{self, Listening, Unproven};
 use crate::ops::{self, Ops};
 use crate::reload::{self, Live, LoadError};
 use crate::telemetry::{Telemetry, TelemetryError};
@@ -277,6 +277,7 @@ impl Shell {
             http: listener::http(&self.config),
             handshake_timeout: self.config.handshake_timeout(),
             room: Arc::new(Semaphore::new(self.config.max_connections.get())),
+            unproven: Unproven::of(self.config.max_connections.get()),
             stop: CancellationToken::new(),
             kill: CancellationToken::new(),
             tasks: TaskTracker::new(),

@@ -162,7 +162,11 @@ fn describe() {
     metrics::describe_gauge!("stella_connections", "Connections that are open.");
     metrics::describe_counter!(
         "stella_connections_refused_total",
-        "Connections closed because there were too many."
+        "Connections closed at once because there were too many, in all or from one address, by reason."
+    );
+    metrics::describe_counter!(
+        "stella_connections_closed_total",
+        "Connections closed because their peers were silent for too long, by what was missing."
     );
     metrics::describe_counter!(
         "stella_tls_handshake_failures_total",

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use stella_serve::config::ConfigError;
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [flag, file] = &arguments[..] else {
@@ -26,7 +28,10 @@ fn usage() -> ExitCode {
 }
 
 fn serve(file: &Path) -> anyhow::Result<()> {
-    let config = stella_serve::config::load(file)?;
+    let explained = |error: ConfigError| {
+        anyhow::anyhow!("{} [{}]\n  help: {}", error.whole(), error.reason(), error.help())
+    };
+    let config = stella_serve::config::load(file).map_err(explained)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(stella_signer::run(config))
 }

@@ -1,5 +1,9 @@
 //! Who gets in: certificates, the method table, tenants, and who must be behind the address that a service calls.
 
+mod answers;
+mod live;
+mod start;
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;

@@ -8,5 +8,6 @@ mod demo;
 mod doors;
 mod interop;
 mod readme;
+mod shell;
 mod telemetry;
 mod trust;

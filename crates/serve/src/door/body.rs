@@ -15,7 +15,8 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Code, Status};
 
 use super::call::Call;
-use super::{deadline_exceeded, is_over, is_too_large, panicked, too_large};
+use super::told::told;
+use super::{deadline_exceeded, is_over, panicked};
 
 /// The body of an answer. By default it is empty.
 #[derive(Default)]
@@ -69,12 +70,13 @@ impl DoorBody {
         };
         match Status::from_header_map(trailers) {
             Some(status) if status.code() == Code::Ok => call.end(Code::Ok, None),
-            Some(status) if is_too_large(&status) => {
-                let status = too_large(call.hall.max_message_bytes);
-                call.end(status.code(), Some(&status));
-                *trailers = trailers_of(status);
-            }
-            Some(status) => call.end(status.code(), Some(&status)),
+            Some(status) => match told(&status, call.hall.max_message_bytes) {
+                Some(told) => {
+                    call.end(told.code(), Some(&told));
+                    *trailers = trailers_of(told);
+                }
+                None => call.end(status.code(), Some(&status)),
+            },
             None => call.end(Code::Unknown, None),
         }
     }

@@ -12,9 +12,13 @@ use stella_proto::status::{field, reason};
 use tonic::{Code, Status};
 use tracing::{Level, Span};
 
+use super::told::cut;
 use super::{Door, Hall};
 use crate::access::Tenant;
 use crate::tls::Peer;
+
+/// Longest text of an error in a line of the log, in bytes.
+const MAX_LOGGED: usize = 4 << 10;
 
 /// The header that names a request in the logs of all services.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -189,10 +193,10 @@ impl Drop for Call {
 
 /// A refusal and all its causes, in one line.
 fn causes(status: &Status) -> String {
-    let mut text = status.message().to_owned();
+    let mut text = cut(status.message(), MAX_LOGGED);
     let mut next = std::error::Error::source(status);
     while let Some(error) = next {
-        let cause = error.to_string();
+        let cause = cut(&error.to_string(), MAX_LOGGED);
         // A cause often repeats what stands above it.
         if !text.ends_with(&cause) {
             text.push_str(": ");
@@ -200,7 +204,7 @@ fn causes(status: &Status) -> String {
         }
         next = error.source();
     }
-    text
+    cut(&text, MAX_LOGGED)
 }
 
 /// A number that tells this process' requests from those of others and of earlier runs.
