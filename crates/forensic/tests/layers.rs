@@ -16,15 +16,15 @@ fn cargo(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("cargo writes UTF-8")
 }
 
-/// The crates that `package` links, without its own name.
-fn links(package: &str) -> Vec<String> {
+/// The crates that `package` depends on over these `edges`, without its own name.
+fn depends(package: &str, edges: &str) -> Vec<String> {
     let tree = cargo(&[
         "tree",
         "--offline",
         "-p",
         package,
         "-e",
-        "normal",
+        edges,
         "--prefix",
         "none",
         "--format",
@@ -37,9 +37,31 @@ fn links(package: &str) -> Vec<String> {
     names.map(str::to_owned).collect()
 }
 
+/// The names of the workspace's crates, sorted.
+fn members() -> Vec<String> {
+    let listed = cargo(&[
+        "tree",
+        "--offline",
+        "--workspace",
+        "--depth",
+        "0",
+        "--prefix",
+        "none",
+        "--format",
+        "{p}",
+    ]);
+    let mut names: Vec<String> = listed
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .map(str::to_owned)
+        .collect();
+    names.sort_unstable();
+    names
+}
+
 #[test]
 fn the_offline_verifier_links_no_network_code() {
-    let linked = links("stella-forensic-verify");
+    let linked = depends("stella-forensic-verify", "normal");
     assert!(
         linked.contains(&"stella-attest".to_owned()),
         "the tree was read: {linked:?}"
@@ -60,27 +82,35 @@ fn dependencies_between_our_crates_go_down_only() {
         "stella-backfill",
     ];
     let middle = ["stella-serve", "stella-tlog", "stella-proto"];
+    let below_cli = [
+        &services[..],
+        &middle[..],
+        &["stella-attest", "stella-forensic-verify"],
+    ]
+    .concat();
     let mut allowed: Vec<(&str, Vec<&str>)> = vec![
         ("stella-attest", vec![]),
         ("stella-forensic-verify", vec!["stella-attest"]),
         ("stella-proto", vec!["stella-attest"]),
         ("stella-tlog", vec!["stella-attest"]),
         ("stella-serve", vec!["stella-attest", "stella-proto"]),
+        ("stella-cli", below_cli.clone()),
+        ("stella-testkit", [&below_cli[..], &["stella-cli"]].concat()),
+        (
+            "stella-e2e",
+            [&below_cli[..], &["stella-cli", "stella-testkit"]].concat(),
+        ),
+        ("xtask", vec![]),
     ];
     for service in services {
         allowed.push((service, [&middle[..], &["stella-attest"]].concat()));
     }
-    allowed.push((
-        "stella-cli",
-        [
-            &services[..],
-            &middle[..],
-            &["stella-attest", "stella-forensic-verify"],
-        ]
-        .concat(),
-    ));
+    let mut rows: Vec<&str> = allowed.iter().map(|(package, _)| *package).collect();
+    rows.sort_unstable();
+    assert_eq!(members(), rows, "every crate of the workspace has its row");
     for (package, may) in allowed {
-        let ours = links(package)
+        // What tests need counts as well.
+        let ours = depends(package, "normal,dev")
             .into_iter()
             .filter(|name| name.starts_with("stella-"));
         let beyond: Vec<String> = ours.filter(|name| !may.contains(&name.as_str())).collect();

@@ -92,6 +92,12 @@ pub struct Attached {
     pub envelope_digest: String,
 }
 
+/// An order, and where it stands in the call.
+type Numbered = (usize, AttachOrder);
+
+/// Where the orders stand that one failure concerns, and the failure.
+type AllRefused = (Vec<usize>, Error);
+
 /// What a round decided for an item before anything is verified.
 enum Plan {
     Done(Attached),
@@ -144,10 +150,10 @@ impl Feedser {
     async fn attach_round(
         &self,
         tenant: &Tenant,
-        waiting: Vec<(usize, AttachOrder)>,
+        waiting: Vec<Numbered>,
         results: &mut [Option<Result<Attached, Error>>],
         now: Timestamp,
-    ) -> Vec<(usize, AttachOrder)> {
+    ) -> Vec<Numbered> {
         let (waiting, plans) = match self.plan(tenant, waiting, now).await {
             Ok(planned) => planned,
             Err((numbers, error)) => {
@@ -202,13 +208,12 @@ impl Feedser {
     }
 
     /// Reads events and attestations and decides item by item.
-    #[allow(clippy::type_complexity)]
     async fn plan(
         &self,
         tenant: &Tenant,
-        waiting: Vec<(usize, AttachOrder)>,
+        waiting: Vec<Numbered>,
         now: Timestamp,
-    ) -> Result<(Vec<(usize, AttachOrder)>, Vec<Result<Plan, Error>>), (Vec<usize>, Error)> {
+    ) -> Result<(Vec<Numbered>, Vec<Result<Plan, Error>>), AllRefused> {
         let numbers: Vec<usize> = waiting.iter().map(|(number, _)| *number).collect();
         let ids = waiting.iter().map(|(_, order)| order.event_id.clone()).collect();
         let digests = waiting.iter().flat_map(|(_, order)| wanted(order)).collect();

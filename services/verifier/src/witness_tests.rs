@@ -1,3 +1,5 @@
+//! What the witness cosigns and refuses, what it remembers, and that a fork is never forgotten.
+
 use stella_attest::checkpoint::LogKey;
 use stella_attest::key::Algorithm;
 use stella_attest::merkle::MemoryTree;

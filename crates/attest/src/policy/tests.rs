@@ -1,3 +1,5 @@
+//! What policies decide over events, and which policy files are refused.
+
 use serde_json::json;
 
 use super::*;

@@ -1,4 +1,7 @@
 //! Where the third-party data lies, and the tally of a suite.
+//!
+//! What the machine lacks is said here as `testkit::needs` says it, and not by it: the test kit starts whole services, and
+//! a crate depends on nothing above it, for its tests either (`crates/forensic/tests/layers.rs`).
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
