@@ -79,11 +79,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         .max_decoding_message_size(shell.max_message_bytes())
         .max_encoding_message_size(usize::MAX);
     let names = &["stella.signer.v1.SignerService"];
+    let working = log.watch_health();
     shell
         .serve(ServiceSet {
             grpc: Routes::new(server),
             names,
             rest: None,
+            working: Some(working),
         })
         .await?;
     tokio::task::spawn_blocking(move || {

@@ -1297,3 +1297,129 @@ async fn without_the_witness_nothing_is_answered_and_the_retry_takes_up_the_same
         .clone();
     assert_eq!(signatures, [answered]);
 }
+
+/// A small file system in memory over a folder, until this is dropped.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// One of a megabyte over `folder`, with what stands there; `None` where that is not allowed.
+    fn over(folder: &Path, aside: &Path) -> Option<Self> {
+        copy_dir(folder, aside);
+        let mut mount = std::process::Command::new("mount");
+        mount
+            .args(["-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs"])
+            .arg(folder);
+        if !mount
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success())
+        {
+            return None;
+        }
+        let disk = Self(folder.to_owned());
+        copy_dir(aside, folder);
+        Some(disk)
+    }
+
+    /// Writes until nothing more fits; returns the file to remove.
+    fn fill(&self) -> PathBuf {
+        let path = self.0.join("filler");
+        let mut file = std::fs::File::create(&path).expect("a file");
+        for size in [4096, 1] {
+            while std::io::Write::write_all(&mut file, &vec![0; size]).is_ok() {}
+        }
+        path
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let unmounted = std::process::Command::new("umount")
+            .arg("--lazy")
+            .arg(&self.0)
+            .status();
+        assert!(unmounted.is_ok_and(|status| status.success()) || std::thread::panicking());
+    }
+}
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_full_disk_stops_the_log_and_free_space_lets_it_go_on_with_the_same_tree() {
+    let mut disk = None;
+    let mut stack = Stack::start_with(|dir| {
+        disk = SmallDisk::over(&dir.join("signer/log"), &dir.join("aside"));
+    });
+    let Some(disk) = disk else {
+        return stella_testkit::needs("root");
+    };
+    let first = sign(&stack, &Digest::of(b"first"), "").await.expect("signs");
+    assert!(stack.is_ready("signer"));
+    let filler = disk.fill();
+    let mut signed = vec![first];
+    let mut refused = None;
+    // A page that was begun has room left.
+    for number in 0..64 {
+        let key = format!("full-{number}");
+        match sign(&stack, &Digest::of(key.as_bytes()), &key).await {
+            Ok(answer) => signed.push(answer),
+            Err(refusal) => {
+                assert_eq!(refusal, want(Code::Unavailable, "LOG_UNAVAILABLE"));
+                refused = Some(key);
+                break;
+            }
+        }
+    }
+    let key = refused.expect("a full disk takes nothing");
+    wait_until("not ready on a full disk", || !stack.is_ready("signer"));
+    let again = sign(&stack, &Digest::of(key.as_bytes()), &key).await.map(|_| ());
+    assert_eq!(again, Err(want(Code::Unavailable, "LOG_UNAVAILABLE")));
+    let pid = stack.pid("signer");
+
+    std::fs::remove_file(filler).expect("removes");
+    wait_until("ready again", || stack.is_ready("signer"));
+    let retried = sign(&stack, &Digest::of(key.as_bytes()), &key)
+        .await
+        .expect("there is space");
+    signed.push(retried);
+    signed.push(sign(&stack, &Digest::of(b"last"), "").await.expect("signs"));
+    assert_eq!(stack.pid("signer"), pid, "the same process");
+    for answer in &signed {
+        assert_eq!(failures(&stack, &answer.bundle, "").await, NONE);
+    }
+
+    stack.down();
+    let mut tree = MemoryTree::default();
+    let mut digests = BTreeSet::new();
+    for entry in entries(&stack) {
+        tree.push(merkle::leaf_hash(&entry));
+        let digest = hashedrekord::parse_body(&entry).expect("an entry").digest;
+        assert!(digests.insert(digest), "each statement is logged once");
+    }
+    let now = Evidence::parse(&signed[signed.len() - 1].bundle).expect("a bundle");
+    let now = proof_of(&now);
+    assert_eq!((tree.size(), tree.root()), (now.tree_size, now.root));
+    for answer in &signed {
+        let envelope = Envelope::parse(&answer.envelope).expect("an envelope");
+        assert!(
+            digests.contains(&Digest::of(&envelope.pae())),
+            "what was answered is logged"
+        );
+        let then = Evidence::parse(&answer.bundle).expect("a bundle");
+        let then = proof_of(&then);
+        let steps = merkle::consistency_proof(&tree, then.tree_size, now.tree_size).expect("a proof");
+        merkle::verify_consistency(then.tree_size, now.tree_size, &steps, &then.root, &now.root)
+            .expect("the same tree");
+    }
+}
+
+/// The inclusion proof of a bundle of ours.
+fn proof_of(evidence: &Evidence) -> &InclusionProof {
+    evidence.log_entries[0].proof.as_ref().expect("a proof")
+}
