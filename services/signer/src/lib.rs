@@ -108,11 +108,6 @@ fn open(
 ) -> anyhow::Result<(Arc<Signer>, Arc<EmbeddedLog>, Vec<Unfinished>)> {
     let backend = FileBackend::open(&config.keys.dir)?;
     let first = first_version(&backend, config);
-    let ledger = Ledger::open(
-        &config.keys.history_dir,
-        read_key(&config.keys.history_key)?,
-        &first,
-    )?;
     let policy = SigningPolicy::new(config.policy.allow.clone());
     let log_key = read_key(&config.log.key)?;
     let log_id = hex::encode(stella_attest::checkpoint::log_id(
@@ -132,6 +127,12 @@ fn open(
         &mut |at, fields| recovery.visit(at, fields),
     )
     .map_err(|error| anyhow::anyhow!("{error} [{}]", error.reason()))?;
+    let ledger = Ledger::open(
+        &config.keys.history_dir,
+        read_key(&config.keys.history_key)?,
+        &first,
+        recovery.history_version(),
+    )?;
     let log_dir: &Path = &config.log.dir;
     let embedded = EmbeddedConfig::new(log_dir, config.log.origin.clone());
     let log = EmbeddedLog::open(embedded, log_key, recovery.floor(), witnesses)

@@ -787,6 +787,10 @@ async fn an_older_key_history_is_refused_and_what_is_known_stays_in_force() {
     let mut stack = Stack::start();
     let old = attestation_key(&stack).verifying_key().key_id().to_string();
     let before = bundle(&stack, "before").await;
+    let (audit, older_audit) = (stack.dir().join("signer/audit"), stack.file("older-audit"));
+    stack.down();
+    copy_dir(&audit, &older_audit);
+    stack.up();
     let written = stack.log("verifier").len();
     let rotation = rotate(&stack);
     followed(&stack, written, rotation.version);
@@ -803,6 +807,19 @@ async fn an_older_key_history_is_refused_and_what_is_known_stays_in_force() {
     for version in 2..=rotation.version {
         std::fs::remove_file(history.join(format!("{version:06}.json"))).expect("removes");
     }
+    let refused = start_signer(&stack);
+    let wanted = format!(
+        "has 1 versions, but the audit log records version {}; put the newer versions back [KEY_HISTORY_ROLLBACK]",
+        rotation.version
+    );
+    assert!(
+        refused.code == 1 && refused.stderr.contains(&wanted),
+        "the audit log remembers the rotation: {refused:?}"
+    );
+    assert_eq!(std::fs::read_dir(&history).expect("a folder").count(), 1);
+
+    // With an older audit log too the Signer cannot know; the Verifier does.
+    restore(&older_audit, &audit);
     let written = stack.log("verifier").len();
     stack.up();
     past(rotation.retired_at).await;
