@@ -116,6 +116,9 @@ pub struct Evidence {
     /// Signing certificate, DER; never trusted by itself.
     pub certificate: Option<Vec<u8>>,
     /// SHA-256 of the envelope's bytes as received; of its canonical form if it came in a bundle.
+    ///
+    /// It names an envelope, not a statement: no signature covers `keyid` or the other signatures, so whoever changes
+    /// them makes another envelope of the same statement. What was signed is told by the digest of the PAE.
     pub envelope_digest: Digest,
     /// SHA-256 of the envelope's canonical form.
     pub canonical_digest: Digest,

@@ -1234,6 +1234,52 @@ async fn a_row_that_was_edited_is_unproven_and_named_with_its_reason() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_slice_with_an_altered_event_is_exported_and_names_it() {
+    let stack = Stack::start();
+    prove(&stack, "evt_good").await;
+    let subject = Digest::of(b"evt_good");
+    let other = json!({
+        "_id": "evt_other", "kind": "VEX", "subject": {"digest": {"sha256": subject.hex()}}, "ts": "2025-01-01T00:00:00Z",
+    });
+    let appended = stack.stella_with(&["events", "append", "-"], other.to_string().as_bytes());
+    appended.ok();
+    let database = Connection::open(stack.dir().join("feedser/feedser.db")).expect("the database");
+    database.busy_timeout(Duration::from_secs(5)).expect("a timeout");
+    edit(
+        &database,
+        "UPDATE events SET doc = 'altered' WHERE id = ?1",
+        "evt_other",
+    );
+    let (slice, roots) = (stack.file("slice.json"), stack.file("roots.json"));
+    let (slice, roots) = (slice.display().to_string(), roots.display().to_string());
+    stack
+        .stella(&["audit", "replay", "--digest", &subject.to_string(), "-o", &slice])
+        .ok();
+    stack.stella(&["trust", "export", "-o", &roots]).ok();
+    let judged = stack.stella(&[
+        "forensic",
+        "verify",
+        "--bundle",
+        &slice,
+        "--trust-roots",
+        &roots,
+        "--output",
+        "json",
+    ]);
+    assert_eq!(
+        (judged.code, &judged.json()["events"]),
+        (
+            3,
+            &json!([
+                {"id": "evt_good", "reasons": [], "verdict": "proven"},
+                {"id": "evt_other", "reasons": ["BAD_STORED_EVENT"], "verdict": "refused"},
+            ])
+        ),
+        "{judged:?}"
+    );
+}
+
 /// The entries of the log that a stopped Signer left.
 fn entries(stack: &Stack) -> Vec<Vec<u8>> {
     let log = stack.dir().join("signer/log");
