@@ -24,6 +24,7 @@ pub struct Failure {
     field: String,
     message: String,
     hint: Option<String>,
+    is_transient: bool,
 }
 
 impl Failure {
@@ -35,6 +36,7 @@ impl Failure {
             field: String::new(),
             message: message.into(),
             hint: None,
+            is_transient: false,
         }
     }
 
@@ -67,6 +69,18 @@ impl Failure {
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+
+    /// Says that the same call may succeed later.
+    #[must_use]
+    pub fn transient(mut self) -> Self {
+        self.is_transient = true;
+        self
+    }
+
+    /// Whether the same call may succeed later: the service was away or busy, or still works on it.
+    pub fn is_transient(&self) -> bool {
+        self.is_transient
     }
 
     /// The contract reason, empty if there is none.
@@ -124,9 +138,11 @@ impl From<Status> for Failure {
             "NO_PREPARED_KEY" => Some("make one with `stella keys generate`".to_owned()),
             _ => None,
         };
+        let is_transient = stella_serve::upstream::is_transient(&refused) && reason != "PEER_NOT_EXPECTED";
         Self {
             code,
             reason,
+            is_transient,
             field: status::field(&refused).unwrap_or_default(),
             message: refused.message().to_owned(),
             hint,

@@ -92,11 +92,11 @@ pub(crate) async fn run(command: Command, connection: &Connection) -> Result<(),
                 slot,
             };
             let answer = connection
-                .signer()
-                .await?
-                .get_key(connection.request(request))
-                .await?
-                .into_inner();
+                .call(async || {
+                    let request = connection.request(request.clone());
+                    Ok(connection.signer().await?.get_key(request).await?.into_inner())
+                })
+                .await?;
             let key = answer.key.unwrap_or_default();
             let public = VerifyingKey::from_spki_der(&key.spki)
                 .map_err(|error| Failure::new(format!("the Signer sent no usable key: {error}")))?;
@@ -128,11 +128,11 @@ pub(crate) async fn run(command: Command, connection: &Connection) -> Result<(),
                 idempotency_key: idempotency_key()?,
             };
             let answer = connection
-                .signer()
-                .await?
-                .rotate_key(connection.request(request))
-                .await?
-                .into_inner();
+                .call(async || {
+                    let request = connection.request(request.clone());
+                    Ok(connection.signer().await?.rotate_key(request).await?.into_inner())
+                })
+                .await?;
             let (active, retired) = (
                 answer.active.unwrap_or_default(),
                 answer.retired.unwrap_or_default(),
@@ -176,14 +176,13 @@ fn to_json(key: &pb::Key) -> Value {
 }
 
 async fn list(connection: &Connection) -> Result<(), Failure> {
-    let request = connection.request(pb::ListKeysRequest {});
-    let keys = connection
-        .signer()
-        .await?
-        .list_keys(request)
-        .await?
-        .into_inner()
-        .keys;
+    let answer = connection
+        .call(async || {
+            let request = connection.request(pb::ListKeysRequest {});
+            Ok(connection.signer().await?.list_keys(request).await?.into_inner())
+        })
+        .await?;
+    let keys = answer.keys;
     if connection.is_json() {
         return print_json(&keys.iter().map(to_json).collect());
     }

@@ -1378,6 +1378,114 @@ fn history_is_counted_proven_and_checked() {
     );
 }
 
+/// How many records of this kind stand in the Signer's audit log.
+fn audit_records(stack: &Stack, kind: &str) -> usize {
+    let mut count = 0;
+    for entry in std::fs::read_dir(stack.dir().join("signer/audit")).expect("a folder") {
+        let bytes = std::fs::read(entry.expect("an entry").path()).expect("reads");
+        let wanted = format!("\"kind\":\"{kind}\"");
+        count += String::from_utf8_lossy(&bytes).matches(&wanted).count();
+    }
+    count
+}
+
+#[test]
+fn a_call_to_a_service_that_was_away_is_made_again_and_acts_once() {
+    let mut stack = Stack::start_with(|dir| {
+        let file = dir.join("signer/signer.toml");
+        let config = std::fs::read_to_string(&file).expect("a configuration");
+        assert!(config.contains("[verifier]"), "{config}");
+        // The table of the Verifier is the last one.
+        std::fs::write(&file, format!("{config}request_timeout_ms = 1000\n")).expect("writes");
+    });
+    let predicate = text(&stack.write("away.predicate.json", SBOM));
+    let attest = |name: &str| {
+        let (subject, _) = artifact(&stack, name);
+        let out = stack.file(&format!("{name}.bundle.json"));
+        let (subject, out) = (text(&subject), text(&out));
+        stack.command(&[
+            "attest",
+            "--type",
+            "sbom",
+            "--subject",
+            &subject,
+            "--predicate",
+            &predicate,
+            "-o",
+            &out,
+            "--output",
+            "json",
+            "--timeout",
+            "120",
+        ])
+    };
+    let index = |ended: Ended| one_document(&ended)["logIndex"].as_u64();
+
+    // The witness is away: the Signer signed and logged, and cannot answer yet.
+    let written = stack.log("signer").len();
+    stack.signal("verifier", "STOP");
+    let mut waiting = attest("one");
+    let waiting = std::thread::spawn(move || Ended::of(&mut waiting));
+    stack.wait_for_log("signer", written, "WITNESS_UNAVAILABLE");
+    stack.signal("verifier", "CONT");
+    assert_eq!(index(waiting.join().expect("ends")), Some(0));
+    assert_eq!(audit_records(&stack, "outcome"), 1, "one signature");
+
+    // Everything is away.
+    let bundle = text(&stack.file("one.bundle.json"));
+    let mut publish = stack.command(&[
+        "publish",
+        &bundle,
+        "--kind",
+        "SBOM",
+        "--id",
+        "evt_away",
+        "--timeout",
+        "120",
+        "--output",
+        "json",
+    ]);
+    let mut second = attest("two");
+    let third = attest("three");
+    stack.down();
+    let signing = std::thread::spawn(move || Ended::of(&mut second));
+    let publishing = std::thread::spawn(move || Ended::of(&mut publish));
+    let early = stack.stella(&[
+        "attest",
+        "--timeout",
+        "1",
+        "--type",
+        "sbom",
+        "--subject",
+        &bundle,
+        "--predicate",
+        &predicate,
+        "-o",
+        &text(&stack.file("early.json")),
+    ]);
+    assert!(
+        early.code == 1 && early.stderr.contains("is the service running?"),
+        "the time is bounded: {early:?}"
+    );
+    stack.up();
+    assert_eq!(index(signing.join().expect("ends")), Some(1));
+    assert_eq!(
+        one_document(&publishing.join().expect("ends"))["eventId"],
+        "evt_away"
+    );
+    let mut third = third;
+    assert_eq!(index(Ended::of(&mut third)), Some(2), "each is logged once");
+    assert_eq!(audit_records(&stack, "outcome"), 3, "one signature each");
+    let events = one_document(&stack.stella(&["events", "list", "--output", "json"]));
+    let ids: Vec<&str> = events
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|event| event["_id"].as_str())
+        .collect();
+    assert_eq!(ids, ["evt_away"]);
+}
+
 #[test]
 fn services_are_one_to_a_directory_and_come_back_where_they_were() {
     let mut stack = Stack::start();
