@@ -70,7 +70,7 @@ pub struct InclusionProof {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EvidenceError {
     /// It is not strict JSON.
-    #[error("not valid JSON: {0}")]
+    #[error("{0}")]
     Json(JsonError),
     /// The envelope is malformed.
     #[error("{0}")]

@@ -96,7 +96,10 @@ impl Failure {
     /// What goes to standard error.
     pub fn text(&self, as_json: bool) -> String {
         if as_json {
-            let error = json!({"field": self.field, "message": self.message, "reason": self.reason});
+            let error = json!({
+                "field": self.field, "hint": self.hint.as_deref().unwrap_or_default(), "message": self.message,
+                "reason": self.reason,
+            });
             return format!("{}\n", json!({ "error": error }));
         }
         let mut text = format!("error: {}", self.message);

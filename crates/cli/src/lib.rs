@@ -114,7 +114,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Pki(command) => pki::pki(command, connection.output),
         Command::Access(command) => pki::access(command, connection.output),
         Command::Demo(arguments) => return runtime.block_on(demo::run(arguments, connection.output)),
-        Command::Up(place) => runtime.block_on(up::up(place)),
+        Command::Up(place) => runtime.block_on(up::up(place, connection.output)),
         Command::Down(place) => runtime.block_on(up::down(place, connection.output)),
         Command::Status(place) => runtime.block_on(up::status(place, connection.output)),
         Command::Attest(arguments) => runtime.block_on(attest::run(arguments, &connection)),
@@ -131,7 +131,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
 }
 
 async fn serve(service: Service, config: PathBuf) -> Result<(), Failure> {
-    let load = |error: stella_serve::config::ConfigError| Failure::new(format!("{error}"));
+    let load = |error: stella_serve::config::ConfigError| Failure::from(anyhow::Error::from(error));
     let served = match service {
         Service::Signer => stella_signer::run(stella_serve::config::load(&config).map_err(load)?).await,
         Service::Verifier => stella_verifier::run(stella_serve::config::load(&config).map_err(load)?).await,

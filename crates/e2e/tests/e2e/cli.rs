@@ -4,6 +4,7 @@
 //! their own.
 
 use std::fs::Permissions;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -1027,10 +1028,18 @@ fn a_version_names_commit_and_target() {
         panic!("{printed}")
     };
     assert_eq!((name, version), ("stella", env!("CARGO_PKG_VERSION")));
-    assert!(
-        commit == "unknown" || (commit.len() >= 12 && commit.bytes().all(|b| b.is_ascii_hexdigit())),
-        "{printed}"
-    );
+    let mut git = Command::new("git");
+    git.args(["rev-parse", "--verify", "HEAD"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"));
+    let is_checkout = git.output().is_ok_and(|output| output.status.success());
+    if is_checkout {
+        assert!(
+            commit.len() >= 12 && commit.bytes().all(|b| b.is_ascii_hexdigit()),
+            "{printed}"
+        );
+    } else {
+        assert_eq!(commit, "unknown", "an archive has no commit: {printed}");
+    }
     assert!(target.split('-').count() >= 3, "{printed}");
 }
 
@@ -1073,6 +1082,17 @@ fn a_new_identity_may_call_what_it_is_granted() {
     };
     let list = |grant: Vec<String>| stack.stella(&grant.iter().map(String::as_str).collect::<Vec<_>>());
     assert_eq!(list(grant("everything")).code, 2);
+    let unknown = list(grant("stella.feedser.v1.FeedserService/ListEvent"));
+    assert!(
+        unknown.code == 2
+            && unknown
+                .stderr
+                .contains("no service has the method `stella.feedser.v1.FeedserService/ListEvent`")
+            && unknown
+                .stderr
+                .contains(" stella.feedser.v1.FeedserService/ListEvents"),
+        "{unknown:?}"
+    );
     list(grant("stella.feedser.v1.FeedserService/ListEvents")).ok();
     // The services read the table while they run.
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -1191,6 +1211,25 @@ fn keys_are_made_taken_in_and_rotated_to() {
     let readable = import(&file);
     assert_eq!(readable.code, 1, "a key that others can read: {readable:?}");
     chmod(&file, 0o600);
+    let absent = import(&stack.file("nofile.pem"));
+    assert!(
+        absent.code == 4 && absent.stderr.contains("nofile.pem`: No such file"),
+        "{absent:?}"
+    );
+    // A file that is no key is named by whoever stumbles over it.
+    let bad = stack.dir().join("signer/keys/default/bad.pem");
+    std::fs::write(&bad, "no key").expect("writes");
+    chmod(&bad, 0o600);
+    let stumbled = stack.stella(&["keys", "list", "--timeout", "1", "--output", "json"]);
+    assert_eq!(
+        (stumbled.code, reason(&stumbled)),
+        (1, "KEY_FILE_UNUSABLE".to_owned())
+    );
+    assert!(
+        stumbled.stderr.contains("default/bad.pem` is refused"),
+        "{stumbled:?}"
+    );
+    std::fs::remove_file(&bad).expect("removes");
     let taken = one_document(&import(&file));
     let third = taken["keyId"].as_str().expect("an id");
     keys(&[(&first, "retired"), (&second, "active"), (third, "prepared")]);
@@ -1565,6 +1604,49 @@ fn services_are_one_to_a_directory_and_come_back_where_they_were() {
         "{}",
         alone.stderr
     );
+
+    // For a program `up` says in one line that all is ready, and where.
+    let mut up = stack
+        .command(&["up", "--dir", &dir, "--output", "json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("starts");
+    let mut line = String::new();
+    BufReader::new(up.stdout.take().expect("piped"))
+        .read_line(&mut line)
+        .expect("reads");
+    let ready: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"));
+    assert_eq!(
+        (&ready["state"], ready["services"]["signer"].as_str()),
+        (&json!("ready"), Some(stack.env("STELLA_SIGNER")))
+    );
+    stack.stella(&["down", "--dir", &dir]).ok();
+    assert!(up.wait().expect("ends").success());
+
+    // What keeps a service from starting is said where `up` runs, not only in the service's log.
+    let config = stack.dir().join("signer/signer.toml");
+    let sound = std::fs::read_to_string(&config).expect("a configuration");
+    std::fs::write(&config, format!("nonsense = 1\n{sound}")).expect("writes");
+    let mut up = stack
+        .command(&["up", "--dir", &dir])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let mut lines = BufReader::new(up.stderr.take().expect("piped")).lines();
+    let said = lines
+        .find_map(|line| line.ok().filter(|line| line.starts_with("signer ended")))
+        .expect("it says so");
+    assert!(
+        said.contains("signer.toml")
+            && said.contains("nonsense")
+            && said.contains("; it is started again in"),
+        "{said}"
+    );
+    stack.stella(&["down", "--dir", &dir]).ok();
+    assert!(!up.wait().expect("ends").success(), "it never was ready");
+    std::fs::write(&config, sound).expect("writes");
 
     stack.up();
     states(0, "serving");

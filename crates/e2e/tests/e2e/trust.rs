@@ -1280,6 +1280,42 @@ async fn a_slice_with_an_altered_event_is_exported_and_names_it() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn evidence_with_a_broken_log_proof_neither_replaces_nor_blocks_sound_evidence() {
+    let stack = Stack::shared();
+    let signed = sign(&stack, &Digest::of(b"completed"), "").await.expect("signs");
+    let mut bent: Value = serde_json::from_slice(&signed.bundle).expect("a bundle");
+    let root = &mut bent["verificationMaterial"]["tlogEntries"][0]["inclusionProof"]["rootHash"];
+    let text = root.as_str().expect("a root").to_owned();
+    let first = if text.starts_with('A') { "B" } else { "A" };
+    *root = format!("{first}{}", &text[1..]).into();
+    let bent = serde_json::to_vec(&bent).expect("JSON");
+    let (sound, bare) = (signed.bundle.to_vec(), signed.envelope.to_vec());
+    let mut feedser = FeedserServiceClient::new(stack.channel("feedser").await);
+    for (case, put, want) in [
+        ("broken, the first", &bent, &bent),
+        ("without a log", &bare, &bent),
+        ("sound", &sound, &sound),
+        ("broken, later", &bent, &sound),
+        ("without a log, later", &bare, &sound),
+    ] {
+        let put = feedser_pb::PutAttestationRequest {
+            evidence: put.clone().into(),
+        };
+        feedser.put_attestation(stack.request(put)).await.expect("stores");
+        let get = feedser_pb::GetAttestationRequest {
+            envelope_digest: signed.envelope_digest.clone(),
+        };
+        let kept = feedser
+            .get_attestation(stack.request(get))
+            .await
+            .expect("is there")
+            .into_inner()
+            .evidence;
+        assert!(kept[..] == want[..], "{case}");
+    }
+}
+
 /// The entries of the log that a stopped Signer left.
 fn entries(stack: &Stack) -> Vec<Vec<u8>> {
     let log = stack.dir().join("signer/log");
