@@ -76,6 +76,19 @@ impl Entry {
         self.signatures.iter().any(|bound| bound.spki == spki)
     }
 
+    /// True if the entry holds a signature with these bytes.
+    pub fn has(&self, signature: &[u8]) -> bool {
+        self.signatures.iter().any(|bound| bound.signature == signature)
+    }
+
+    /// True if what was signed has the digest `message`, or is an envelope whose payload has the digest `payload`.
+    pub fn is_over(&self, message: &Digest, payload: Option<&Digest>) -> bool {
+        match &self.signed {
+            Signed::Message(of) => of == message,
+            Signed::Payload(of) => Some(of) == payload,
+        }
+    }
+
     /// Whether the entry is of this signature by this key, over bytes with the digest `message`, which are the
     /// pre-authentication encoding of a payload with the digest `payload` if there is one.
     ///
@@ -88,11 +101,7 @@ impl Entry {
         signature: &[u8],
         spki: &[u8],
     ) -> Result<(), &'static str> {
-        let is_same = match &self.signed {
-            Signed::Message(of) => of == message,
-            Signed::Payload(of) => Some(of) == payload,
-        };
-        if !is_same {
+        if !self.is_over(message, payload) {
             return Err("ENTRY_DIGEST_MISMATCH");
         }
         let mut of_signature = self

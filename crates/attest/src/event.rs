@@ -23,7 +23,7 @@ const RESERVED: [&str; 4] = ["provenance", "trust", "tenant", "rev"];
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EventError {
     /// It is not strict JSON.
-    #[error("not valid JSON: {0}")]
+    #[error("{0}")]
     Json(JsonError),
     /// It is not a JSON object.
     #[error("an event is a JSON object")]

@@ -70,7 +70,7 @@ pub struct InclusionProof {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EvidenceError {
     /// It is not strict JSON.
-    #[error("not valid JSON: {0}")]
+    #[error("{0}")]
     Json(JsonError),
     /// The envelope is malformed.
     #[error("{0}")]
@@ -143,6 +143,9 @@ pub struct Evidence {
     /// What the bundle bears beside it.
     pub material: Material,
     /// SHA-256 of the envelope's bytes as received; of its canonical form if it came in a bundle.
+    ///
+    /// It names an envelope, not a statement: no signature covers `keyid` or the other signatures, so whoever changes
+    /// them makes another envelope of the same statement. What was signed is told by the digest of the PAE.
     pub envelope_digest: Digest,
     /// SHA-256 of the envelope's canonical form.
     pub canonical_digest: Digest,

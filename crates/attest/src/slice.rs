@@ -379,8 +379,9 @@ impl Judge<'_> {
     fn event(&mut self, value: &Value, index: usize, tenant: Option<&str>) -> EventVerdict {
         let verdict = |id: String, verdict, reasons| EventVerdict { id, verdict, reasons };
         let Ok(event) = Event::from_stored(value.clone()) else {
+            let id = value["_id"].as_str();
             return verdict(
-                format!("#{index}"),
+                id.map_or_else(|| format!("#{index}"), str::to_owned),
                 Verdict::Refused,
                 vec!["BAD_STORED_EVENT".into()],
             );

@@ -76,7 +76,7 @@ pub struct Statement {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StatementError {
     /// It is not strict JSON.
-    #[error("the statement is not valid JSON: {0}")]
+    #[error("the statement: {0}")]
     Json(JsonError),
     /// `_type` is not a Statement's.
     #[error("`_type` is not `{TYPE_V1}`")]

@@ -1,6 +1,12 @@
 //! The way to the services: where they are and who we are, from flags or from the environment.
+//!
+//! A call that a service could not take, because it was away, busy, or still at work on the same one, is made again
+//! until the time that the user gives it is over. So every call is one that does no harm the second time: it carries an
+//! idempotency key or names what it makes.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use stella_proto::backfill::v1::backfill_service_client::BackfillServiceClient;
@@ -9,7 +15,8 @@ use stella_proto::signer::v1::signer_service_client::SignerServiceClient;
 use stella_proto::verifier::v1::verifier_service_client::VerifierServiceClient;
 use stella_serve::access::Tenant;
 use stella_serve::config::ServiceUrl;
-use stella_serve::upstream::{UpstreamChannel, select_tenant};
+use stella_serve::upstream::{ConnectError, UpstreamChannel, select_tenant};
+use tokio::time::Instant;
 use tonic::Request;
 
 use crate::failure::Failure;
@@ -17,6 +24,12 @@ use crate::output::Output;
 
 /// Largest answer that is taken, in bytes.
 const MAX_ANSWER: usize = 256 << 20;
+
+/// The pause before a call is made the second time, at most; each further one may be twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// The longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Where the services are, and who calls them.
 #[derive(Args, Clone, Debug)]
@@ -93,6 +106,17 @@ pub struct Connection {
         help_heading = "Connection"
     )]
     pub tenant: Option<Tenant>,
+    /// How long a call may take, with its repetitions while the service is away or busy
+    #[arg(
+        long,
+        env = "STELLA_TIMEOUT",
+        value_name = "SECONDS",
+        default_value_t = 20,
+        value_parser = clap::value_parser!(u64).range(1..=86_400),
+        global = true,
+        help_heading = "Connection"
+    )]
+    pub timeout: u64,
     /// How to print results
     #[arg(long, value_enum, default_value_t, global = true, help_heading = "Output")]
     pub output: Output,
@@ -114,8 +138,13 @@ impl Connection {
             let cause = std::error::Error::source(&error)
                 .map(|cause| format!(": {cause}"))
                 .unwrap_or_default();
-            Failure::new(format!("cannot connect to {url}: {error}{cause}"))
-                .hint("is the service running? `stella status` tells")
+            let failure = Failure::new(format!("cannot connect to {url}: {error}{cause}"))
+                .hint("is the service running? `stella status` tells");
+            if may_pass(&error) {
+                failure.transient()
+            } else {
+                failure
+            }
         })
     }
 
@@ -163,6 +192,34 @@ impl Connection {
         Ok(BackfillServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER))
     }
 
+    /// Makes a call, again after failures that may pass, until `--timeout` is over. Each attempt connects anew and must
+    /// be one that does no harm the second time.
+    ///
+    /// # Errors
+    /// The first failure that will not pass, or the last one within the time.
+    pub async fn call<R>(&self, attempt: impl AsyncFn() -> Result<R, Failure>) -> Result<R, Failure> {
+        let deadline = Instant::now() + Duration::from_secs(self.timeout);
+        let mut pause = FIRST_PAUSE;
+        let mut last = None;
+        loop {
+            let failure = match tokio::time::timeout_at(deadline, attempt()).await {
+                Ok(Err(failure)) if failure.is_transient() => failure,
+                Ok(outcome) => return outcome,
+                Err(_) => {
+                    let silent = || Failure::new(format!("no answer within {} seconds", self.timeout));
+                    return Err(last.unwrap_or_else(|| silent().hint("give it more time with --timeout")));
+                }
+            };
+            let wait = jittered(pause)?;
+            if Instant::now() + wait >= deadline {
+                return Err(failure);
+            }
+            tokio::time::sleep(wait).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            last = Some(failure);
+        }
+    }
+
     /// A request for the configured tenant.
     pub fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
@@ -176,6 +233,29 @@ impl Connection {
     pub fn is_json(&self) -> bool {
         self.output == Output::Json
     }
+}
+
+/// Whether the service may take a connection later.
+fn may_pass(error: &ConnectError) -> bool {
+    match error {
+        ConnectError::Timeout { .. } | ConnectError::Network { .. } => true,
+        // What a service says that ends while we greet it.
+        ConnectError::Handshake { source, .. } => matches!(
+            source.kind(),
+            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
+        ),
+        ConnectError::PeerNotExpected(_)
+        | ConnectError::Tls(_)
+        | ConnectError::Host(_)
+        | ConnectError::Refused(_) => false,
+    }
+}
+
+/// Between half of `pause` and all of it, so that those who failed together do not come back together.
+fn jittered(pause: Duration) -> Result<Duration, Failure> {
+    let mut byte = [0];
+    aws_lc_rs::rand::fill(&mut byte).map_err(|_| Failure::new("the system has no randomness"))?;
+    Ok(pause / 2 + (pause / 2) * u32::from(byte[0]) / 255)
 }
 
 fn needed<'v, T>(value: Option<&'v T>, flag: &str, env: &str) -> Result<&'v T, Failure> {

@@ -466,12 +466,20 @@ fn method_table() -> anyhow::Result<MethodTable> {
     Ok(table)
 }
 
-/// Methods as `stella access grant` takes them.
+/// Methods of our services, as the method table names them.
 ///
 /// # Errors
-/// The text names none.
+/// The text names none; the error names those that there are.
 pub fn methods(text: &str) -> anyhow::Result<Methods> {
-    Ok(text.parse()?)
+    let methods: Methods = text.parse()?;
+    let known = Methods::named(&Service::ALL.map(Service::grpc_name));
+    if !known.iter().any(|name| methods.covers(name)) {
+        bail!(
+            "no service has the method `{text}`; there are *, package.Service/*, {}",
+            known.join(", ")
+        );
+    }
+    Ok(methods)
 }
 
 fn config(service: Service, ports: &BTreeMap<String, Ports>, witness: &NoteKey) -> anyhow::Result<String> {

@@ -25,6 +25,7 @@ pub struct Failure {
     field: String,
     message: String,
     hint: Option<String>,
+    is_transient: bool,
 }
 
 impl Failure {
@@ -36,6 +37,7 @@ impl Failure {
             field: String::new(),
             message: message.into(),
             hint: None,
+            is_transient: false,
         }
     }
 
@@ -70,6 +72,18 @@ impl Failure {
         self
     }
 
+    /// Says that the same call may succeed later.
+    #[must_use]
+    pub fn transient(mut self) -> Self {
+        self.is_transient = true;
+        self
+    }
+
+    /// Whether the same call may succeed later: the service was away or busy, or still works on it.
+    pub fn is_transient(&self) -> bool {
+        self.is_transient
+    }
+
     /// The contract reason, empty if there is none.
     pub fn reason(&self) -> &str {
         &self.reason
@@ -83,7 +97,10 @@ impl Failure {
     /// What goes to standard error.
     pub fn text(&self, as_json: bool) -> String {
         if as_json {
-            let error = json!({"field": self.field, "message": self.message, "reason": self.reason});
+            let error = json!({
+                "field": self.field, "hint": self.hint.as_deref().unwrap_or_default(), "message": self.message,
+                "reason": self.reason,
+            });
             return format!("{}\n", json!({ "error": error }));
         }
         let mut text = format!("error: {}", self.message);
@@ -125,9 +142,11 @@ impl From<Status> for Failure {
             "NO_PREPARED_KEY" => Some("make one with `stella keys generate`".to_owned()),
             _ => None,
         };
+        let is_transient = stella_serve::upstream::is_transient(&refused) && reason != "PEER_NOT_EXPECTED";
         Self {
             code,
             reason,
+            is_transient,
             field: status::field(&refused).unwrap_or_default(),
             message: refused.message().to_owned(),
             hint,

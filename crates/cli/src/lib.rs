@@ -114,7 +114,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Pki(command) => pki::pki(command, connection.output),
         Command::Access(command) => pki::access(command, connection.output),
         Command::Demo(arguments) => return runtime.block_on(demo::run(arguments, connection.output)),
-        Command::Up(place) => runtime.block_on(up::up(place)),
+        Command::Up(place) => runtime.block_on(up::up(place, connection.output)),
         Command::Down(place) => runtime.block_on(up::down(place, connection.output)),
         Command::Status(place) => runtime.block_on(up::status(place, connection.output)),
         Command::Attest(arguments) => runtime.block_on(attest::run(arguments, &connection)),

@@ -5,9 +5,10 @@
 //! and the child drains.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,6 +44,8 @@ pub struct Supervisor {
     stop: watch::Sender<bool>,
     keepers: Vec<JoinHandle<()>>,
     ports: BTreeMap<String, Ports>,
+    /// Where in its log each service began.
+    logged: BTreeMap<&'static str, u64>,
 }
 
 impl Supervisor {
@@ -56,7 +59,7 @@ impl Supervisor {
         dir.provision(&ports)?;
         let (stop, stopped) = watch::channel(false);
         let program = std::env::current_exe().context("cannot find this program")?;
-        let mut keepers = Vec::new();
+        let (mut keepers, mut logged) = (Vec::new(), BTreeMap::new());
         for (service, listeners) in listeners {
             let keeper = Keeper {
                 service,
@@ -64,14 +67,20 @@ impl Supervisor {
                 program: program.clone(),
                 listeners: Arc::new(listeners),
             };
+            logged.insert(service.name(), keeper.logged());
             let first = keeper.spawn()?;
-            keepers.push(tokio::spawn(keeper.keep(first, stopped.clone())));
+            keepers.push(tokio::spawn(keeper.keep(
+                first,
+                logged[service.name()],
+                stopped.clone(),
+            )));
         }
         Ok(Self {
             dir,
             stop,
             keepers,
             ports,
+            logged,
         })
     }
 
@@ -90,8 +99,11 @@ impl Supervisor {
             while !is_serving(&self.dir, &self.ports, service).await {
                 if Instant::now() > deadline {
                     let log = self.dir.path(&format!("logs/{service}.log"));
+                    let why = last_error(&log, self.logged[service.name()])
+                        .map(|error| format!(": {error}"))
+                        .unwrap_or_default();
                     bail!(
-                        "{service} is not ready after {READY_WITHIN:?}; its log is `{}`",
+                        "{service} is not ready after {READY_WITHIN:?}{why}; its log is `{}`",
                         log.display()
                     );
                 }
@@ -138,8 +150,17 @@ struct Keeper {
 }
 
 impl Keeper {
+    fn log(&self) -> PathBuf {
+        self.dir.path(&format!("logs/{}.log", self.service))
+    }
+
+    /// Bytes in the service's log.
+    fn logged(&self) -> u64 {
+        std::fs::metadata(self.log()).map_or(0, |log| log.len())
+    }
+
     fn spawn(&self) -> anyhow::Result<Child> {
-        let file = self.dir.path(&format!("logs/{}.log", self.service));
+        let file = self.log();
         let log = OpenOptions::new().create(true).append(true).open(&file);
         let log = log.with_context(|| format!("cannot write `{}`", file.display()))?;
         let socket = |listener: &std::net::TcpListener| -> anyhow::Result<OwnedFd> {
@@ -172,7 +193,8 @@ impl Keeper {
             .with_context(|| format!("cannot start {}", self.service))
     }
 
-    async fn keep(self, first: Child, mut stopped: watch::Receiver<bool>) {
+    /// Keeps the service running; `logged` is how long its log was before it began.
+    async fn keep(self, first: Child, mut logged: u64, mut stopped: watch::Receiver<bool>) {
         let mut running = Some(first);
         let mut pause = FIRST_PAUSE;
         loop {
@@ -183,7 +205,12 @@ impl Keeper {
                 tokio::select! {
                     status = child.wait() => {
                         let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-                        say(&format!("{} ended ({status}); it is started again in {pause:?}", self.service));
+                        let why = last_error(&self.log(), logged).map(|error| format!(": {error}"));
+                        say(&format!(
+                            "{} ended ({status}){}; it is started again in {pause:?}",
+                            self.service,
+                            why.unwrap_or_default()
+                        ));
                     }
                     () = told(&mut stopped) => {
                         drop(input);
@@ -198,12 +225,27 @@ impl Keeper {
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
                 () = told(&mut stopped) => return,
             }
+            logged = self.logged();
             match self.spawn() {
                 Ok(child) => running = Some(child),
                 Err(error) => say(&format!("{error:#}")),
             }
         }
     }
+}
+
+/// What stands in a log behind its last `error:`, in one line; only what is behind the first `from` bytes counts.
+fn last_error(log: &Path, from: u64) -> Option<String> {
+    let mut file = File::open(log).ok()?;
+    // What a service says at its end is short.
+    let begin = from.max(file.metadata().ok()?.len().saturating_sub(64 << 10));
+    file.seek(SeekFrom::Start(begin)).ok()?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).ok()?;
+    let text = format!("\n{}", String::from_utf8_lossy(&bytes));
+    let (_, last) = text.rsplit_once("\nerror: ")?;
+    let words: Vec<&str> = last.split_whitespace().collect();
+    Some(words.join(" "))
 }
 
 /// Waits until the services are to stop.

@@ -280,8 +280,20 @@ impl Methods {
         Self("*".to_owned())
     }
 
-    /// Whether `path` (`/package.Service/Method`) is one of them.
-    fn covers(&self, path: &str) -> bool {
+    /// Every method of `services` (full names) that a grant can name, as `package.Service/Method`.
+    pub fn named(services: &[&str]) -> Vec<String> {
+        let mut named = Vec::new();
+        for path in crate::door::Methods::of(services).paths() {
+            let path = path.trim_start_matches('/');
+            if services.iter().any(|service| path.starts_with(*service)) {
+                named.push(path.to_owned());
+            }
+        }
+        named
+    }
+
+    /// Whether `path` (`/package.Service/Method`) is one of them; the leading `/` may be missing.
+    pub fn covers(&self, path: &str) -> bool {
         let path = path.strip_prefix('/').unwrap_or(path);
         match self.0.strip_suffix('*') {
             Some("") => true,

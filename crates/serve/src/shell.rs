@@ -15,7 +15,7 @@ use axum::extract::DefaultBodyLimit;
 use listenfd::ListenFd;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
@@ -71,6 +71,8 @@ pub struct ServiceSet {
     pub names: &'static [&'static str],
     /// Its REST routes, if it has any.
     pub rest: Option<Rest>,
+    /// Whether it can do its work; while it is false, readiness and health say so. Absent: always.
+    pub working: Option<watch::Receiver<bool>>,
 }
 
 /// REST routes and the power that each needs.
@@ -185,6 +187,7 @@ impl Shell {
         let health = HealthReporter::new();
         let draining = CancellationToken::new();
         let names = services.names;
+        let mut working = services.working.clone();
         let listening = self.listening(services, &health, draining.clone()).await?;
         let (stop, kill, tasks) = (
             listening.stop.clone(),
@@ -195,10 +198,20 @@ impl Shell {
         self.ready.store(true, Ordering::Relaxed);
         info!(service = self.name, "serving");
 
-        let cause = tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-            () = self.shutdown.cancelled() => "shutdown",
+        let cause = loop {
+            tokio::select! {
+                _ = terminate.recv() => break "SIGTERM",
+                _ = interrupt.recv() => break "SIGINT",
+                () = self.shutdown.cancelled() => break "shutdown",
+                is_working = changed(&mut working) => {
+                    self.ready.store(is_working, Ordering::Relaxed);
+                    let status = if is_working { ServingStatus::Serving } else { ServingStatus::NotServing };
+                    for name in names.iter().chain(&[""]) {
+                        health.set_service_status(name, status).await;
+                    }
+                    warn!(service = self.name, is_working, "readiness changed");
+                }
+            }
         };
         info!(service = self.name, cause, "ending");
         self.ready.store(false, Ordering::Relaxed);
@@ -332,4 +345,14 @@ fn end_with_supervisor(shutdown: CancellationToken) -> io::Result<()> {
             shutdown.cancel();
         })?;
     Ok(())
+}
+
+/// What the service says next of whether it can do its work.
+async fn changed(working: &mut Option<watch::Receiver<bool>>) -> bool {
+    if let Some(watch) = working
+        && watch.changed().await.is_ok()
+    {
+        return *watch.borrow_and_update();
+    }
+    std::future::pending().await
 }

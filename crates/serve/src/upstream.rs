@@ -178,10 +178,15 @@ fn explain_as(name: &str, status: Status) -> Status {
 
 /// Whether a call may be made again later: the other service was away, busy or ended the call.
 pub fn is_transient(status: &Status) -> bool {
-    matches!(
-        status.code(),
-        Code::Unavailable | Code::DeadlineExceeded | Code::Aborted | Code::Cancelled
-    ) || (status.code() == Code::ResourceExhausted && reason(status).as_deref() != Some("MESSAGE_TOO_LARGE"))
+    match status.code() {
+        Code::Unavailable | Code::DeadlineExceeded | Code::Aborted | Code::Cancelled => true,
+        // What is too large now is too large later.
+        Code::ResourceExhausted => !matches!(
+            reason(status).as_deref(),
+            Some("MESSAGE_TOO_LARGE" | "TOO_MANY_ROWS")
+        ),
+        _ => false,
+    }
 }
 
 fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {

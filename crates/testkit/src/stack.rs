@@ -385,15 +385,27 @@ impl Stack {
     /// # Panics
     /// It does not answer.
     pub fn metrics(&self, service: &str) -> String {
+        self.page(service, "/metrics")
+    }
+
+    /// Whether the service says that it takes calls.
+    ///
+    /// # Panics
+    /// It does not answer.
+    pub fn is_ready(&self, service: &str) -> bool {
+        self.page(service, "/readyz").starts_with("HTTP/1.1 200 ")
+    }
+
+    /// A page of the service's ops listener, with its head.
+    fn page(&self, service: &str, path: &str) -> String {
         use std::io::Read as _;
         let ports: serde_json::Value =
             serde_json::from_slice(&std::fs::read(self.dir().join("ports.json")).expect("ports"))
                 .expect("JSON");
         let port = u16::try_from(ports[service]["ops"].as_u64().expect("a port")).expect("a port");
         let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).expect("the ops listener answers");
-        stream
-            .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            .expect("writes");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).expect("writes");
         let mut text = String::new();
         stream.read_to_string(&mut text).expect("reads");
         text

@@ -4,7 +4,8 @@
 //! [`cosigner`] has the batch's checkpoint cosigned and answers with the proof that leads to it. Beside that way,
 //! [`publisher`] writes tiles and checkpoint for others to read, and [`sweeper`] tidies up. Each is a thread with a queue
 //! before it, so one batch is checked while another is flushed and a third is at the witnesses. [`open`] makes sense of
-//! what a crash left.
+//! what a crash left. [`keeper`] starts the threads, and starts them anew where a file could not be written: it opens
+//! the log again as after a crash, once the disk takes something.
 //!
 //! An answer is durable, for it is in the journal; its tiles are in their files within the publication interval.
 //!
@@ -16,6 +17,7 @@ mod cosigner;
 mod files;
 mod intake;
 mod journal;
+mod keeper;
 mod open;
 mod publisher;
 mod queue;
@@ -24,12 +26,11 @@ mod sweeper;
 mod tests;
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -41,12 +42,8 @@ use stella_attest::merkle::{self, Hash, MemoryTree};
 use stella_attest::tile::{self, TILE_WIDTH, TileKind, TilePath};
 use tokio::sync::{oneshot, watch};
 
-use self::cosigner::{Cosigner, Known};
-use self::intake::{Raw, Writer};
-use self::journal::Closed;
-use self::publisher::{Publisher, Work};
-use self::queue::Queue;
-use self::sweeper::Sweeper;
+use self::intake::Raw;
+use self::keeper::{Event, Keeper, Outlook, Running};
 use crate::{LogError, Submission, TransparencyLog, Witness};
 
 pub use self::open::OpenError;
@@ -126,7 +123,7 @@ struct Shared {
     /// The newest one that all required witnesses cosigned.
     cosigned: watch::Sender<Option<Arc<Signed>>>,
     failed: OnceLock<LogError>,
-    waiting: Arc<AtomicUsize>,
+    keeper: mpsc::Sender<Event>,
 }
 
 impl Shared {
@@ -139,17 +136,20 @@ impl Shared {
         self.tree.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Why the log takes nothing more, if it does not.
+    /// Why these threads take nothing more, if they do not.
     fn failure(&self) -> Option<LogError> {
         self.failed.get().cloned()
     }
 
-    /// Ends all work: after a failed write nobody knows what is on the disk until it is read again.
+    /// Ends the work of these threads: after a failed write nobody knows what is on the disk until it is read again.
     fn fail(&self, error: io::Error) -> LogError {
-        tracing::error!(%error, "the log cannot write and takes nothing more");
-        self.failed
-            .get_or_init(|| LogError::Storage(Arc::new(error)))
-            .clone()
+        let failure = self.failed.get_or_init(|| {
+            tracing::error!(%error, "the log cannot write and takes nothing until it is opened again");
+            // A keeper that is gone has closed the log.
+            let _ = self.keeper.send(Event::Failed);
+            LogError::Storage(Arc::new(error))
+        });
+        failure.clone()
     }
 
     /// The entry with its proof; `signed` covers it.
@@ -219,25 +219,14 @@ impl Drop for Place {
 
 /// The log. Closes when dropped, which waits for what is under way; see [`close`](Self::close).
 pub struct EmbeddedLog {
-    shared: Arc<Shared>,
-    raw: Arc<Queue<Raw>>,
-    checked: Arc<Queue<intake::Checked>>,
+    log: LogKey,
+    outlook: Outlook,
+    running: Arc<RwLock<Arc<Running>>>,
+    waiting: Arc<AtomicUsize>,
     waiting_max: usize,
     is_witnessed: bool,
-    stages: Mutex<Option<Stages>>,
-}
-
-/// The threads, in the order in which they end.
-struct Stages {
-    checkers: Vec<JoinHandle<()>>,
-    writer: JoinHandle<Closed>,
-    closing: watch::Sender<bool>,
-    cosigner: JoinHandle<()>,
-    works: Arc<Queue<Work>>,
-    publisher: JoinHandle<()>,
-    sweeper: JoinHandle<Sweeper>,
-    /// Held until all is written.
-    lock: File,
+    to_keeper: mpsc::Sender<Event>,
+    keeper: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl EmbeddedLog {
@@ -252,127 +241,68 @@ impl EmbeddedLog {
         witnesses: Vec<Arc<dyn Witness>>,
     ) -> Result<Self, OpenError> {
         let opened = open::open(&config, &key, floor.as_ref())?;
-        let last = opened.cosigned.clone();
-        let shared = Arc::new(Shared {
-            dir: config.dir.clone(),
-            log: opened.log,
-            tree: RwLock::new(opened.tree),
-            durable: watch::Sender::new(opened.signed.clone()),
-            published: watch::Sender::new(opened.signed.clone()),
-            cosigned: watch::Sender::new(opened.cosigned),
-            failed: OnceLock::new(),
-            waiting: Arc::default(),
-        });
-        let size = opened.signed.checkpoint.size;
-        let raw = Arc::new(Queue::new(1));
-        let checked = Arc::new(Queue::new(config.batch_max.clamp(1, BATCH_LIMIT)));
-        let works = Arc::new(Queue::new(usize::MAX));
-        let (to_cosigner, durable) = tokio::sync::mpsc::unbounded_channel();
-        let (to_sweeper, chores) = mpsc::channel();
-        let closing = watch::Sender::new(false);
-        let is_witnessed = !witnesses.is_empty();
-
-        let sweeper = Sweeper {
-            dir: config.dir,
-            durable: opened.base - opened.base % u64::from(TILE_WIDTH),
-            segments: opened.closed,
-            full: files::tiles_between(opened.base, size)
-                .into_iter()
-                .filter(|tile| !tile.is_partial())
-                .collect(),
-        };
-        let publisher = Publisher {
-            shared: shared.clone(),
-            interval: config.publish_interval,
-            edge: opened.edge,
-            size,
-            chores: to_sweeper.clone(),
-        };
-        let cosigner = Cosigner {
-            shared: shared.clone(),
-            witnesses: witnesses
-                .into_iter()
-                .map(|witness| Known::new(witness, last.as_deref()))
-                .collect(),
-            timeout: config.witness_timeout,
-            publisher: works.clone(),
-            closing: closing.subscribe(),
-        };
-        let writer = Writer {
-            shared: shared.clone(),
+        let log = opened.log.clone();
+        let outlook = Outlook::new(&opened);
+        let (to_keeper, events) = mpsc::channel();
+        let (waiting_max, is_witnessed) = (config.waiting_max, !witnesses.is_empty());
+        let (keeper, running) = Keeper::start(
+            config,
             key,
-            journal: opened.journal,
-            segment_bytes: config.segment_bytes,
-            publisher: works.clone(),
-            cosigner: to_cosigner,
-            chores: to_sweeper,
-        };
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        let stages = Stages {
-            checkers: intake::start_checkers(&raw, &checked)?,
-            writer: {
-                let checked = checked.clone();
-                spawn("log-write", move || writer.run(&checked))?
-            },
-            closing,
-            cosigner: spawn("log-cosign", move || runtime.block_on(cosigner.run(durable)))?,
-            publisher: {
-                let works = works.clone();
-                spawn("log-publish", move || publisher.run(&works))?
-            },
-            works,
-            sweeper: spawn("log-sweep", move || sweeper.run(&chores))?,
-            lock: opened.lock,
-        };
-        tracing::info!(origin = %shared.log.origin, size, "log opened");
-        let stages = Mutex::new(Some(stages));
+            witnesses,
+            outlook.clone(),
+            opened,
+            (to_keeper.clone(), events),
+        )?;
         Ok(Self {
-            shared,
-            raw,
-            checked,
-            waiting_max: config.waiting_max,
+            log,
+            outlook,
+            running,
+            waiting: Arc::default(),
+            waiting_max,
             is_witnessed,
-            stages,
+            to_keeper,
+            keeper: Mutex::new(Some(keeper)),
         })
+    }
+
+    /// The threads that work now, or those that failed last.
+    fn running(&self) -> Arc<Running> {
+        let running = self.running.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&running)
     }
 
     /// The log's origin, key and id.
     pub fn log_key(&self) -> &LogKey {
-        &self.shared.log
+        &self.log
     }
 
     /// The checkpoint that answers lead to now: the newest cosigned one if there are required witnesses and it exists,
     /// else the newest one.
     pub fn checkpoint(&self) -> Arc<Signed> {
         let cosigned = if self.is_witnessed {
-            self.shared.cosigned.borrow().clone()
+            self.outlook.cosigned.borrow().clone()
         } else {
             None
         };
-        cosigned.unwrap_or_else(|| self.shared.durable.borrow().clone())
+        cosigned.unwrap_or_else(|| self.outlook.durable.borrow().clone())
     }
 
     /// The newest durable checkpoint, cosigned or not, and each one after it.
     pub fn watch_checkpoints(&self) -> watch::Receiver<Arc<Signed>> {
-        self.shared.durable.subscribe()
+        self.outlook.durable.subscribe()
     }
 
     /// The newest checkpoint whose tiles are in their files, and each one after it.
     pub fn watch_published(&self) -> watch::Receiver<Arc<Signed>> {
-        self.shared.published.subscribe()
+        self.outlook.published.subscribe()
     }
 
     /// Index of the entry with this leaf hash, if it is durable.
     pub fn find(&self, leaf: &Hash) -> Option<u64> {
-        let size = self.shared.durable.borrow().checkpoint.size;
-        self.shared
-            .tree()
-            .index
-            .get(leaf)
-            .copied()
-            .filter(|index| *index < size)
+        let size = self.outlook.durable.borrow().checkpoint.size;
+        let running = self.running();
+        let index = running.shared.tree().index.get(leaf).copied();
+        index.filter(|index| *index < size)
     }
 
     /// Logs a signature like [`submit`](TransparencyLog::submit), but waits for no witness: the proof leads to a checkpoint
@@ -383,28 +313,29 @@ impl EmbeddedLog {
 
     async fn take_in(&self, submission: Submission, needs_witness: bool) -> Result<Appended, LogError> {
         self.accepts(&submission.key)?;
-        if let Some(error) = self.shared.failure() {
+        let running = self.running();
+        if let Some(error) = running.shared.failure() {
             return Err(error);
         }
-        let place = Place::take(&self.shared.waiting, self.waiting_max).ok_or(LogError::Busy)?;
+        let place = Place::take(&self.waiting, self.waiting_max).ok_or(LogError::Busy)?;
         let (sender, answered) = oneshot::channel();
         let answer = Answer {
             sender,
             needs_witness,
             _place: place,
         };
-        self.checked.announce();
-        if self.raw.push(Raw { submission, answer }).is_err() {
-            self.checked.withdraw();
-            return Err(LogError::Closed);
+        running.checked.announce();
+        if running.raw.push(Raw { submission, answer }).is_err() {
+            running.checked.withdraw();
+            return Err(running.shared.failure().unwrap_or(LogError::Closed));
         }
         answered.await.unwrap_or(Err(LogError::Closed))
     }
 
     /// The newest checkpoint whose tiles are in their files, cosigned if it has been.
     pub fn published(&self) -> Arc<Signed> {
-        let published = self.shared.published.borrow().clone();
-        let cosigned = self.shared.cosigned.borrow().clone();
+        let published = self.outlook.published.borrow().clone();
+        let cosigned = self.outlook.cosigned.borrow().clone();
         cosigned
             .filter(|cosigned| cosigned.checkpoint == published.checkpoint)
             .unwrap_or(published)
@@ -414,24 +345,24 @@ impl EmbeddedLog {
     /// file.
     pub fn read_tile(&self, tile: &TilePath) -> io::Result<Option<Vec<u8>>> {
         let (_, end) = files::leaves_of(tile);
-        if end > self.shared.published.borrow().checkpoint.size {
+        if end > self.outlook.published.borrow().checkpoint.size {
             return Ok(None);
         }
-        files::read(&self.shared.dir.join(tile.to_string()))
+        files::read(&self.running().shared.dir.join(tile.to_string()))
     }
 
     /// The entry at `index` with its proof; `None` if it is not published yet, or not covered by
     /// [`checkpoint`](Self::checkpoint). Reads a file.
     pub fn entry(&self, index: u64) -> Result<Option<LogEntry>, LogError> {
         let signed = self.checkpoint();
-        let published = self.shared.published.borrow().checkpoint.size;
+        let published = self.outlook.published.borrow().checkpoint.size;
         if index >= signed.checkpoint.size.min(published) {
             return Ok(None);
         }
         let body = self
             .body(index, published)
             .map_err(|error| LogError::Storage(Arc::new(error)))?;
-        Ok(Some(self.shared.entry_of(index, body, &signed)))
+        Ok(Some(self.running().shared.entry_of(index, body, &signed)))
     }
 
     /// Reads a body from its bundle: the full one, or the partial one of the published size.
@@ -452,9 +383,10 @@ impl EmbeddedLog {
             full
         };
         // A partial bundle gives way to the full one when that is there.
-        let (tile, bytes) = match files::read(&self.shared.dir.join(tile.to_string()))? {
+        let dir = &self.running().shared.dir;
+        let (tile, bytes) = match files::read(&dir.join(tile.to_string()))? {
             Some(bytes) => (tile, bytes),
-            None => (full, std::fs::read(self.shared.dir.join(full.to_string()))?),
+            None => (full, std::fs::read(dir.join(full.to_string()))?),
         };
         let entries = tile::read_entries(&bytes, tile.width).map_err(io::Error::other)?;
         let entry = entries.get((index % width) as usize).map(|entry| entry.to_vec());
@@ -463,41 +395,25 @@ impl EmbeddedLog {
 
     /// The proof that the tree of `old` leaves is the beginning of that of `new`, which must be durable; else `None`.
     pub fn consistency_proof(&self, old: u64, new: u64) -> Option<Vec<Hash>> {
-        let size = self.shared.durable.borrow().checkpoint.size;
+        let size = self.outlook.durable.borrow().checkpoint.size;
         let is_known = old <= new && new <= size;
-        is_known.then(|| merkle::consistency_proof(&self.shared.tree().nodes, old, new).ok())?
+        is_known.then(|| merkle::consistency_proof(&self.running().shared.tree().nodes, old, new).ok())?
+    }
+
+    /// Whether the log takes submissions. False from a write that failed until the log, opened again, can go on.
+    pub fn watch_health(&self) -> watch::Receiver<bool> {
+        self.outlook.is_working.subscribe()
     }
 
     /// Finishes what is under way and flushes everything; what waits for a witness is refused. Blocks. After it, and
     /// after a second call, every submission is refused.
     pub fn close(&self) {
-        let stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(stages) = stages {
-            self.close_stages(stages);
+        let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(keeper) = keeper {
+            // A keeper that is gone panicked, which its thread has said.
+            let _ = self.to_keeper.send(Event::Close);
+            let _ = keeper.join();
         }
-    }
-
-    fn close_stages(&self, stages: Stages) {
-        self.raw.close();
-        for checker in stages.checkers {
-            join(checker);
-        }
-        self.checked.close();
-        let last = join(stages.writer);
-        stages.closing.send_replace(true);
-        join(stages.cosigner);
-        stages.works.close();
-        join(stages.publisher);
-        let sweeper = join(stages.sweeper);
-        let (Some(last), Some(sweeper), None) = (last, sweeper, self.shared.failure()) else {
-            return;
-        };
-        let size = self.shared.published.borrow().checkpoint.size;
-        if let Err(error) = sweeper.settle(size, last) {
-            // The journal has everything that could not be flushed.
-            tracing::warn!(%error, "the log was closed without being settled");
-        }
-        drop(stages.lock);
     }
 }
 
@@ -515,7 +431,7 @@ impl TransparencyLog for EmbeddedLog {
     }
 
     fn log_id(&self) -> [u8; 32] {
-        self.shared.log.log_id
+        self.log.log_id
     }
 
     /// Takes P-256 and RSA: their signatures verify over the SHA-256 digest that the entry holds.
@@ -525,16 +441,4 @@ impl TransparencyLog for EmbeddedLog {
             _ => Err(LogError::KeyNotLoggable),
         }
     }
-}
-
-fn spawn<T: Send + 'static>(
-    name: &str,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> io::Result<JoinHandle<T>> {
-    thread::Builder::new().name(name.to_owned()).spawn(work)
-}
-
-/// What a stage leaves behind; `None` if it panicked, which its thread has said already.
-fn join<T>(thread: JoinHandle<T>) -> Option<T> {
-    thread.join().ok()
 }

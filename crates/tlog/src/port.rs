@@ -104,7 +104,8 @@ pub enum LogError {
     /// A witness found our consistency proof wrong, which is what a fork looks like from outside.
     #[error("a witness finds the tree inconsistent with the one it saw")]
     ConsistencyInvalid(#[source] WitnessError),
-    /// The log could not write; it takes nothing more until it is opened again.
+    /// The log could not write, as when the disk is full. The entry may be logged or not; the same submission again is
+    /// answered when the log can write again.
     #[error("the log cannot write")]
     Storage(#[source] Arc<io::Error>),
     /// The log was closed.

@@ -128,3 +128,20 @@ impl From<Error> for Status {
         status
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_large_ends_a_job_and_a_busy_service_does_not() {
+        for (reason, want) in [
+            ("TOO_MANY_ROWS", false),
+            ("MESSAGE_TOO_LARGE", false),
+            ("TOO_MANY_CALLS", true),
+        ] {
+            let error = Error::Upstream(refuse(Code::ResourceExhausted, reason, ""));
+            assert_eq!(error.is_transient(), want, "{reason}");
+        }
+    }
+}

@@ -67,6 +67,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             grpc: Routes::new(server),
             names,
             rest: None,
+            working: None,
         })
         .await;
     stop.cancel();

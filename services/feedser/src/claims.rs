@@ -1,7 +1,8 @@
 //! What a caller says of evidence: the seed's `{dsse, trust}` body.
 //!
-//! A claim is checked and never stored. Each member that says something we derive must say the same; the members that
-//! we do not derive (`mirrorSeq`, `witnesses`, `policyScore`, and whatever else stands there) say nothing.
+//! A claim is checked and never stored. Each member that says something we derive must say the same; the known members
+//! that are not compared (`mirrorSeq`, `witnesses`, `policyScore` and others) say nothing. A member that is not known is
+//! refused: it may be a known one, written wrongly, that the caller wanted to be compared.
 
 use serde_json::Value;
 use stella_attest::digest::Digest;
@@ -24,6 +25,58 @@ const COMPARED: [&[&str]; 12] = [
     &["trustedTime"],
 ];
 
+/// The members that each object of the body may have: its path, and their names.
+const KNOWN: [(&[&str], &[&str]); 6] = [
+    (&[], &["bundle", "dsse", "trust"]),
+    (
+        &["trust"],
+        &[
+            "checks",
+            "policyDigest",
+            "policyScore",
+            "receipt",
+            "trustRootDigest",
+            "verified",
+            "verifiedAt",
+            "verifier",
+            "witnesses",
+        ],
+    ),
+    (
+        &["dsse"],
+        &[
+            "chain",
+            "envelopeDigest",
+            "key",
+            "payloadType",
+            "rekor",
+            "siblings",
+            "trustedTime",
+        ],
+    ),
+    (&["dsse", "key"], &["algo", "issuer", "keyId"]),
+    (
+        &["dsse", "rekor"],
+        &[
+            "checkpoint",
+            "hashes",
+            "integratedTime",
+            "kind",
+            "logId",
+            "logIndex",
+            "mirrorSeq",
+            "promise",
+            "rootHash",
+            "treeSize",
+            "uuid",
+        ],
+    ),
+    (&["dsse", "trustedTime"], &["source", "time"]),
+];
+
+/// The members that a link of the chain may have.
+const KNOWN_OF_LINK: &[&str] = &["digest", "id", "type"];
+
 /// Claims about evidence that the caller takes for verified.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Claims {
@@ -38,8 +91,17 @@ impl Claims {
     /// Reads the body of a claim.
     ///
     /// # Errors
-    /// `CLAIM_NOT_VERIFIED` without `trust.verified: true`, `BAD_VALUE` and `BAD_DIGEST` for what cannot be read.
+    /// `UNKNOWN_FIELD` for a member that is not known, `CLAIM_NOT_VERIFIED` without `trust.verified: true`, `BAD_VALUE`
+    /// and `BAD_DIGEST` for what cannot be read.
     pub fn read(mut body: Value) -> Result<Self, Error> {
+        for (path, known) in KNOWN {
+            let object = path.iter().try_fold(&body, |value, name| value.get(*name));
+            only_known(object, &path.join("."), known)?;
+        }
+        let links = body.get("dsse").and_then(|dsse| dsse["chain"].as_array());
+        for (index, link) in links.into_iter().flatten().enumerate() {
+            only_known(Some(link), &format!("dsse.chain[{index}]"), KNOWN_OF_LINK)?;
+        }
         if body["trust"]["verified"] != Value::Bool(true) {
             return Err(Error::ClaimNotVerified);
         }
@@ -102,6 +164,26 @@ impl Claims {
         }
         Ok(())
     }
+}
+
+/// Refuses the first member of `object`, which stands at `path`, that is not `known`. Anything but an object has none.
+fn only_known(object: Option<&Value>, path: &str, known: &[&str]) -> Result<(), Error> {
+    for name in object
+        .and_then(Value::as_object)
+        .into_iter()
+        .flat_map(|object| object.keys())
+    {
+        if !known.contains(&name.as_str()) {
+            let name: String = name.chars().take(100).collect();
+            let field = if path.is_empty() {
+                name
+            } else {
+                format!("{path}.{name}")
+            };
+            return Err(Error::UnknownField { field });
+        }
+    }
+    Ok(())
 }
 
 fn digest(value: &Value, field: String) -> Result<Digest, Error> {
@@ -191,6 +273,26 @@ mod tests {
             ),
         ] {
             assert_eq!(read(body), want, "{case}");
+        }
+    }
+
+    #[test]
+    fn a_member_that_is_not_known_is_refused_by_its_path() {
+        for (pointer, name, field) in [
+            ("", "provenance", "provenance"),
+            ("/trust", "Verified", "trust.Verified"),
+            ("/dsse", "envelope", "dsse.envelope"),
+            ("/dsse/key", "keyid", "dsse.key.keyid"),
+            ("/dsse/rekor", "log_index", "dsse.rekor.log_index"),
+            ("/dsse/chain/0", "kind", "dsse.chain[0].kind"),
+        ] {
+            let mut body = body();
+            body.pointer_mut(pointer).unwrap()[name] = json!(1);
+            let refused = Claims::read(body)
+                .map(|_| ())
+                .map_err(|error| (error.reason(), error.to_string()));
+            let want = ("UNKNOWN_FIELD".to_owned(), format!("`{field}` is not known"));
+            assert_eq!(refused, Err(want), "{pointer}");
         }
     }
 

@@ -49,6 +49,12 @@ pub enum Error {
         /// What it must be.
         rule: &'static str,
     },
+    /// A document has a member that says nothing here.
+    #[error("`{field}` is not known")]
+    UnknownField {
+        /// Path of the member.
+        field: String,
+    },
     /// More items than one message may carry.
     #[error("`{field}` has {found} items; at most {max} are taken")]
     TooManyItems {
@@ -215,6 +221,7 @@ impl Error {
             Self::BadKind { field, .. } => at(Code::InvalidArgument, "BAD_KIND", field),
             Self::BadPageToken { field } => at(Code::InvalidArgument, "BAD_PAGE_TOKEN", field),
             Self::BadValue { field, .. } => at(Code::InvalidArgument, "BAD_VALUE", field),
+            Self::UnknownField { field } => at(Code::InvalidArgument, "UNKNOWN_FIELD", field),
             Self::TooManyItems { field, .. } => at(Code::InvalidArgument, "TOO_MANY_ITEMS", field),
             Self::EventTooLarge { .. } => at(Code::InvalidArgument, "EVENT_TOO_LARGE", "event"),
             Self::EvidenceTooLarge { .. } => at(Code::InvalidArgument, "EVIDENCE_TOO_LARGE", "evidence"),

@@ -68,6 +68,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             grpc: Routes::new(server),
             names,
             rest,
+            working: None,
         })
         .await?;
     Ok(())

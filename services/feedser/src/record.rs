@@ -83,15 +83,22 @@ impl Record {
     /// The whole document as RFC 8785 JSON; of an altered event what is left of it. The id is always the row's own: an
     /// altered document must not name another event.
     pub fn to_bytes(&self) -> Vec<u8> {
+        match &self.event {
+            Some(event) if event.id() == self.id => canonical::to_vec(event.value()),
+            Some(_) | None => canonical::to_vec(&self.document()),
+        }
+    }
+
+    /// The same as [`to_bytes`](Self::to_bytes), as a value.
+    pub(crate) fn document(&self) -> Value {
         let mut document = match &self.event {
-            Some(event) if event.id() == self.id => return canonical::to_vec(event.value()),
             Some(event) => event.value().clone(),
             None => parse(&self.stored.doc)
                 .filter(Value::is_object)
                 .unwrap_or_default(),
         };
         document["_id"] = self.id.clone().into();
-        canonical::to_vec(&document)
+        document
     }
 }
 

@@ -6,8 +6,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use prost::bytes::Bytes;
+use stella_attest::checkpoint::Checkpoint;
 use stella_attest::digest::Digest;
-use stella_attest::evidence::Evidence;
+use stella_attest::entry;
+use stella_attest::evidence::{Evidence, InclusionProof};
+use stella_attest::merkle;
 use stella_attest::note::Note;
 use stella_attest::statement::{PAYLOAD_TYPE, Statement};
 use stella_attest::timestamp::Timestamp;
@@ -119,11 +122,7 @@ pub(crate) fn read_evidence(evidence: Bytes, max: usize) -> Result<Attestation, 
         received: parsed.envelope_digest,
         canonical: parsed.canonical_digest,
         predicate_type: statement.predicate_type,
-        log: parsed
-            .material
-            .log_entries
-            .first()
-            .map(|entry| (entry.log_id, entry.log_index)),
+        log: logged(&parsed),
         time: claimed_time(&parsed),
     };
     Ok(Attestation {
@@ -132,6 +131,45 @@ pub(crate) fn read_evidence(evidence: Bytes, max: usize) -> Result<Attestation, 
         evidence,
         in_use: false,
     })
+}
+
+/// The first log entry of the evidence that is of its envelope and whose proof leads to the checkpoint beside it.
+///
+/// This costs a few hashes and no signature. It keeps evidence with a broken proof from standing in the way of sound one.
+fn logged(evidence: &Evidence) -> Option<([u8; 32], u64)> {
+    let envelope = &evidence.envelope;
+    let (pae, payload) = (Digest::of(&envelope.pae()), Digest::of(&envelope.payload));
+    for entry in &evidence.material.log_entries {
+        let Ok(body) = entry::parse(&entry.kind, &entry.version, &entry.body) else {
+            continue;
+        };
+        let is_own = body.is_over(&pae, Some(&payload))
+            && envelope.signatures.iter().any(|known| body.has(&known.sig));
+        if is_own
+            && entry
+                .proof
+                .as_ref()
+                .is_some_and(|proof| leads(&entry.body, proof))
+        {
+            return Some((entry.log_id, entry.log_index));
+        }
+    }
+    None
+}
+
+fn leads(body: &[u8], proof: &InclusionProof) -> bool {
+    let note = Note::parse(proof.checkpoint.as_bytes()).ok();
+    let checkpoint = note.and_then(|note| Checkpoint::parse(note.text()).ok());
+    let leaf = merkle::leaf_hash(body);
+    checkpoint.is_some_and(|checkpoint| (checkpoint.size, checkpoint.root) == (proof.tree_size, proof.root))
+        && merkle::verify_inclusion(
+            &leaf,
+            proof.log_index,
+            proof.tree_size,
+            &proof.hashes,
+            &proof.root,
+        )
+        .is_ok()
 }
 
 /// The earliest time that a cosignature or a signed entry timestamp of the evidence claims.

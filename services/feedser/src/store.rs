@@ -61,8 +61,8 @@ pub trait Store: Send + Sync {
 
     /// Stores attestations; says of each whether its envelope was there already.
     ///
-    /// One envelope is one attestation, whatever digest it is asked by. Later evidence of the same envelope takes the
-    /// place of the stored one if it is logged or the stored one is not, unless a proof rests on the stored one.
+    /// One envelope is one attestation, whatever digest it is asked by. What is stored stays as received; only evidence
+    /// with a log proof takes the place of evidence without one, unless a proof rests on that.
     async fn put_attestations(
         &self,
         tenant: &str,
@@ -273,7 +273,8 @@ pub struct AttestationInfo {
     pub canonical: Digest,
     /// The statement's predicateType.
     pub predicate_type: String,
-    /// Log id and log index of its first log entry.
+    /// Log id and log index of its first log entry whose proof fits: the entry is of this envelope, and leads to the
+    /// checkpoint beside it. Whose checkpoint that is, nobody has looked yet.
     pub log: Option<([u8; 32], u64)>,
     /// The earliest time that the evidence claims.
     pub time: Option<Timestamp>,

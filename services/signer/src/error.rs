@@ -87,8 +87,8 @@ pub enum Error {
     /// The key cannot be rotated to.
     #[error("key `{0}` is not prepared")]
     NotPrepared(KeyId),
-    /// The key backend failed.
-    #[error("signing failed")]
+    /// The key backend failed; the text says which key or file.
+    #[error("{0}")]
     Backend(#[from] KeyBackendError),
     /// A key failed.
     #[error("signing failed")]

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use arc_swap::ArcSwap;
 use prost::bytes::Bytes;
 use stella_attest::history::{HistoryKey, KeyHistory};
@@ -23,11 +23,12 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Reads every version; without any, the first one is made of `first`.
+    /// Reads every version; without any, the first one is made of `first`. `recorded` is the newest version that the
+    /// audit log knows of, 0 if it knows of none.
     ///
     /// # Errors
-    /// A version does not fit, or the first one cannot be written.
-    pub fn open(dir: &Path, key: SigningKey, first: &[HistoryKey]) -> anyhow::Result<Self> {
+    /// A version does not fit, the newest ones are missing (`KEY_HISTORY_ROLLBACK`), or the first one cannot be written.
+    pub fn open(dir: &Path, key: SigningKey, first: &[HistoryKey], recorded: u64) -> anyhow::Result<Self> {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot make `{}`", dir.display()))?;
         let mut versions = Vec::new();
         loop {
@@ -38,6 +39,14 @@ impl Ledger {
                 Err(error) => return Err(error).with_context(|| format!("cannot read `{}`", path.display())),
             }
         }
+        // An older history would have a retired key sign again.
+        let found = versions.len() as u64;
+        ensure!(
+            found >= recorded,
+            "the key history in `{}` has {found} versions, but the audit log records version {recorded}; put the newer \
+             versions back [KEY_HISTORY_ROLLBACK]",
+            dir.display()
+        );
         if versions.is_empty() {
             let envelope = KeyHistory::sign_next(None, first, &key)?;
             write_atomic(&path(dir, 1), &envelope, Access::Everybody)?;

@@ -75,11 +75,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         .max_decoding_message_size(shell.max_message_bytes())
         .max_encoding_message_size(usize::MAX);
     let names = &["stella.signer.v1.SignerService"];
+    let working = log.as_ref().map(|log| log.watch_health());
     shell
         .serve(ServiceSet {
             grpc: Routes::new(server),
             names,
             rest: None,
+            working,
         })
         .await?;
     if let Some(face) = face {
@@ -130,11 +132,6 @@ type Opened = (Arc<Signer>, Option<Arc<EmbeddedLog>>, Vec<Unfinished>);
 fn open(config: &Config, upstream: &Upstream) -> anyhow::Result<Opened> {
     let backend = FileBackend::open(&config.keys.dir)?;
     let first = first_version(&backend, config);
-    let ledger = Ledger::open(
-        &config.keys.history_dir,
-        read_key(&config.keys.history_key)?,
-        &first,
-    )?;
     let policy = SigningPolicy::new(config.policy.allow.clone());
     let log_key = config.log.as_ref().map(|log| read_key(&log.key)).transpose()?;
     let log_id = config.log.as_ref().zip(log_key.as_ref());
@@ -152,6 +149,12 @@ fn open(config: &Config, upstream: &Upstream) -> anyhow::Result<Opened> {
         &mut |at, fields| recovery.visit(at, fields),
     )
     .map_err(|error| anyhow::anyhow!("{error} [{}]", error.reason()))?;
+    let ledger = Ledger::open(
+        &config.keys.history_dir,
+        read_key(&config.keys.history_key)?,
+        &first,
+        recovery.history_version(),
+    )?;
     let mut logs: Vec<Arc<dyn TransparencyLog>> = Vec::new();
     let mut witness_keys = Vec::new();
     let mut embedded = None;

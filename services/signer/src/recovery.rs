@@ -36,6 +36,8 @@ pub(crate) struct Recovery {
     /// The largest checkpoint that was recorded: calls that end together are not recorded in the order of theirs.
     floor: Option<Checkpoint>,
     latest: HashMap<KeyId, Timestamp>,
+    /// The newest version of the key history that a rotation was recorded with.
+    history_version: u64,
 }
 
 impl Recovery {
@@ -73,7 +75,11 @@ impl Recovery {
             "abandoned" => {
                 self.open.remove(&fields.call().ok_or_else(malformed)?);
             }
-            "rotation" if fields.phase.as_deref() == Some("done") => {
+            "rotation" => {
+                self.history_version = self.history_version.max(fields.version.ok_or_else(malformed)?);
+                if fields.phase.as_deref() != Some("done") {
+                    return Ok(());
+                }
                 let who = fields.caller.as_deref().zip(fields.tenant.as_deref());
                 if let (Some((caller, tenant)), Some((key, request)), Some(when)) =
                     (who, fields.idempotency(), fields.at())
@@ -119,6 +125,11 @@ impl Recovery {
     /// The largest checkpoint that was recorded.
     pub(crate) fn floor(&self) -> Option<Checkpoint> {
         self.floor.clone()
+    }
+
+    /// The newest version of the key history that was recorded; 0 if none was.
+    pub(crate) fn history_version(&self) -> u64 {
+        self.history_version
     }
 
     /// Fills `idempotency`; returns the records of abandoned intents, what must be logged, and the latest times.

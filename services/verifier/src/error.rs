@@ -101,7 +101,10 @@ impl From<Error> for Status {
             Error::BadPolicy(policy) => refuse_field(
                 Code::InvalidArgument,
                 policy.reason(),
-                &format!("policy:{}", policy.field()),
+                &match policy.field() {
+                    "" => "policy".to_owned(),
+                    member => format!("policy:{member}"),
+                },
                 text,
             ),
             Error::BadEvent(event) => {

@@ -66,6 +66,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             grpc,
             names,
             rest: None,
+            working: None,
         })
         .await?;
     background.await?;

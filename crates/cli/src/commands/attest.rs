@@ -131,18 +131,19 @@ pub(crate) async fn run(arguments: Arguments, connection: &Connection) -> Result
     {
         try_to_write(path)?;
     }
+    let order = pb::SignRequest {
+        payload: payload.into(),
+        key_slot: arguments.slot,
+        transparency: pb::Transparency::Required.into(),
+        idempotency_key: idempotency_key()?,
+        ..pb::SignRequest::default()
+    };
     let signed = connection
-        .signer()
-        .await?
-        .sign(connection.request(pb::SignRequest {
-            payload: payload.into(),
-            key_slot: arguments.slot,
-            transparency: pb::Transparency::Required.into(),
-            idempotency_key: idempotency_key()?,
-            ..pb::SignRequest::default()
-        }))
-        .await?
-        .into_inner();
+        .call(async || {
+            let request = connection.request(order.clone());
+            Ok(connection.signer().await?.sign(request).await?.into_inner())
+        })
+        .await?;
     write_file(&arguments.out, &signed.bundle)?;
     if let Some(path) = &arguments.envelope_out {
         write_file(path, &signed.envelope)?;

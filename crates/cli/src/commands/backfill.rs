@@ -37,6 +37,22 @@ pub enum Command {
     },
 }
 
+async fn start(connection: &Connection, kinds: Vec<String>, limit: u64) -> Result<pb::Backfill, Failure> {
+    let order = pb::StartBackfillRequest {
+        kinds,
+        limit,
+        idempotency_key: idempotency_key()?,
+    };
+    let started = connection
+        .call(async || {
+            let request = connection.request(order.clone());
+            let mut service = connection.backfill().await?;
+            Ok(service.start_backfill(request).await?.into_inner())
+        })
+        .await?;
+    Ok(started.backfill.unwrap_or_default())
+}
+
 /// Starts a job and waits for its end; `progress` sees every state.
 ///
 /// # Errors
@@ -47,19 +63,11 @@ pub async fn start_and_wait(
     limit: u64,
     mut progress: impl FnMut(&pb::Backfill),
 ) -> Result<pb::Backfill, Failure> {
-    let mut service = connection.backfill().await?;
-    let request = pb::StartBackfillRequest {
-        kinds,
-        limit,
-        idempotency_key: idempotency_key()?,
-    };
-    let started = service
-        .start_backfill(connection.request(request))
-        .await?
-        .into_inner();
-    let mut job = started.backfill.unwrap_or_default();
+    let mut job = start(connection, kinds, limit).await?;
     let watch = pb::WatchBackfillRequest { id: job.id.clone() };
-    let mut states = service
+    let mut states = connection
+        .backfill()
+        .await?
         .watch_backfill(connection.request(watch))
         .await?
         .into_inner();
@@ -109,17 +117,7 @@ pub(crate) async fn run(command: Command, connection: &Connection) -> Result<(),
             limit,
             wait: false,
         } => {
-            let request = pb::StartBackfillRequest {
-                kinds: kind,
-                limit,
-                idempotency_key: idempotency_key()?,
-            };
-            let mut service = connection.backfill().await?;
-            let job = service
-                .start_backfill(connection.request(request))
-                .await?
-                .into_inner();
-            let job = job.backfill.unwrap_or_default();
+            let job = start(connection, kind, limit).await?;
             if connection.is_json() {
                 print_json(&to_json(&job, &[]))
             } else {
@@ -148,24 +146,30 @@ pub(crate) async fn run(command: Command, connection: &Connection) -> Result<(),
                 page_token: String::new(),
             };
             let job = connection
-                .backfill()
-                .await?
-                .get_backfill(connection.request(request))
-                .await?
-                .into_inner();
+                .call(async || {
+                    let request = connection.request(request.clone());
+                    Ok(connection
+                        .backfill()
+                        .await?
+                        .get_backfill(request)
+                        .await?
+                        .into_inner())
+                })
+                .await?;
             show(&job.backfill.unwrap_or_default(), connection).await
         }
     }
 }
 
 async fn count(kinds: Vec<String>, connection: &Connection) -> Result<(), Failure> {
-    let request = connection.request(pb::CountUnprovenRequest { kinds });
+    let query = pb::CountUnprovenRequest { kinds };
     let answer = connection
-        .backfill()
-        .await?
-        .count_unproven(request)
-        .await?
-        .into_inner();
+        .call(async || {
+            let request = connection.request(query.clone());
+            let mut service = connection.backfill().await?;
+            Ok(service.count_unproven(request).await?.into_inner())
+        })
+        .await?;
     if connection.is_json() {
         let counts: Vec<Value> = answer
             .counts

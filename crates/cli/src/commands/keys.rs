@@ -1,12 +1,13 @@
 //! `stella keys`: the Signer's keys. No private key ever crosses the wire: new ones are files in its key directory.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use serde_json::{Value, json};
 use stella_attest::key::{Algorithm, SigningKey, VerifyingKey};
 use stella_proto::signer::v1 as pb;
-use stella_serve::fs::{Access, read_secret_text, write_atomic};
+use stella_serve::fs::{Access, FsError, read_secret_text, write_atomic};
 
 use crate::client::{Connection, idempotency_key};
 use crate::failure::{Failure, write_file};
@@ -92,11 +93,11 @@ pub(crate) async fn run(command: Command, connection: &Connection) -> Result<(),
                 slot,
             };
             let answer = connection
-                .signer()
-                .await?
-                .get_key(connection.request(request))
-                .await?
-                .into_inner();
+                .call(async || {
+                    let request = connection.request(request.clone());
+                    Ok(connection.signer().await?.get_key(request).await?.into_inner())
+                })
+                .await?;
             let key = answer.key.unwrap_or_default();
             let public = VerifyingKey::from_spki_der(&key.spki)
                 .map_err(|error| Failure::new(format!("the Signer sent no usable key: {error}")))?;
@@ -112,7 +113,7 @@ pub(crate) async fn run(command: Command, connection: &Connection) -> Result<(),
             placed(connection, &key_dir, &slot, &key)
         }
         Command::Import { key_dir, slot, file } => {
-            let pem = read_secret_text(&file).map_err(|error| Failure::new(format!("{error}")))?;
+            let pem = read_secret_text(&file).map_err(unreadable)?;
             let key = SigningKey::from_pkcs8_pem(&pem)
                 .map_err(|error| Failure::new(format!("`{}` is refused: {error}", file.display())))?;
             if !key.verifying_key().is_loggable() {
@@ -128,11 +129,11 @@ pub(crate) async fn run(command: Command, connection: &Connection) -> Result<(),
                 idempotency_key: idempotency_key()?,
             };
             let answer = connection
-                .signer()
-                .await?
-                .rotate_key(connection.request(request))
-                .await?
-                .into_inner();
+                .call(async || {
+                    let request = connection.request(request.clone());
+                    Ok(connection.signer().await?.rotate_key(request).await?.into_inner())
+                })
+                .await?;
             let (active, retired) = (
                 answer.active.unwrap_or_default(),
                 answer.retired.unwrap_or_default(),
@@ -145,6 +146,16 @@ pub(crate) async fn run(command: Command, connection: &Connection) -> Result<(),
             print_line(&format!("active  {}", active.key_id))?;
             print_line(&format!("retired {} at {}", retired.key_id, retired.retired_at))
         }
+    }
+}
+
+/// A key file that cannot be read; one that is not there is exit code 4.
+fn unreadable(error: FsError) -> Failure {
+    let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+    let message = format!("{error}{}", cause.unwrap_or_default());
+    match error {
+        FsError::Read { source, .. } if source.kind() == ErrorKind::NotFound => Failure::not_found(message),
+        _ => Failure::new(message),
     }
 }
 
@@ -176,14 +187,13 @@ fn to_json(key: &pb::Key) -> Value {
 }
 
 async fn list(connection: &Connection) -> Result<(), Failure> {
-    let request = connection.request(pb::ListKeysRequest {});
-    let keys = connection
-        .signer()
-        .await?
-        .list_keys(request)
-        .await?
-        .into_inner()
-        .keys;
+    let answer = connection
+        .call(async || {
+            let request = connection.request(pb::ListKeysRequest {});
+            Ok(connection.signer().await?.list_keys(request).await?.into_inner())
+        })
+        .await?;
+    let keys = answer.keys;
     if connection.is_json() {
         return print_json(&keys.iter().map(to_json).collect());
     }

@@ -107,24 +107,14 @@ pub(crate) async fn run(arguments: Arguments, connection: &Connection) -> Result
 /// A file cannot be read, or Feedser refused.
 pub async fn publish(arguments: Arguments, connection: &Connection) -> Result<Published, Failure> {
     let (bytes, evidence) = read_evidence(&arguments.bundle)?;
-    let mut feedser = connection.feedser().await?;
     let mut chain = Vec::new();
     for path in &arguments.chain {
         let (bytes, link) = read_evidence(path)?;
-        let put = pb::PutAttestationRequest {
-            evidence: bytes.into(),
-        };
-        feedser.put_attestation(connection.request(put)).await?;
+        put(connection, bytes).await?;
         chain.push(link.envelope_digest.to_string());
     }
     if let Some(event_id) = arguments.to_event {
-        let put = pb::PutAttestationRequest {
-            evidence: bytes.into(),
-        };
-        let stored = feedser
-            .put_attestation(connection.request(put))
-            .await?
-            .into_inner();
+        let stored = put(connection, bytes).await?;
         let attach = pb::AttachProvenanceRequest {
             event_id: event_id.clone(),
             envelope_digest: stored.envelope_digest.clone(),
@@ -132,10 +122,13 @@ pub async fn publish(arguments: Arguments, connection: &Connection) -> Result<Pu
             supersede: arguments.supersede,
             job: String::new(),
         };
-        let attached = feedser
-            .attach_provenance(connection.request(attach))
-            .await?
-            .into_inner();
+        let attached = connection
+            .call(async || {
+                let request = connection.request(attach.clone());
+                let mut feedser = connection.feedser().await?;
+                Ok(feedser.attach_provenance(request).await?.into_inner())
+            })
+            .await?;
         return Ok(Published {
             event_id,
             rev: attached.rev,
@@ -155,24 +148,48 @@ pub async fn publish(arguments: Arguments, connection: &Connection) -> Result<Pu
         evidence: bytes.into(),
         ..pb::AppendEventsItem::default()
     };
-    let request = tokio_stream::once(pb::AppendEventsRequest { items: vec![item] });
-    let mut answers = feedser
-        .append_events(connection.request(request))
-        .await?
-        .into_inner();
-    let answer = answers.message().await?.unwrap_or_default();
-    match answer
-        .results
-        .into_iter()
-        .next()
-        .and_then(|result| result.outcome)
-    {
+    // The id is ours, so the same event again is the same event.
+    let outcome = connection
+        .call(async || {
+            let message = pb::AppendEventsRequest {
+                items: vec![item.clone()],
+            };
+            let request = connection.request(tokio_stream::once(message));
+            let mut answers = connection
+                .feedser()
+                .await?
+                .append_events(request)
+                .await?
+                .into_inner();
+            let answer = answers.message().await?.unwrap_or_default();
+            let result = answer.results.into_iter().next();
+            match result.and_then(|result| result.outcome) {
+                Some(Outcome::Error(error)) => Err(from_item_error(&error).into()),
+                outcome => Ok(outcome),
+            }
+        })
+        .await?;
+    match outcome {
         Some(Outcome::Appended(appended)) => Ok(Published {
             event_id: appended.event_id,
             rev: appended.rev,
             envelope_digest: evidence.envelope_digest.to_string(),
         }),
-        Some(Outcome::Error(error)) => Err(from_item_error(&error).into()),
-        None => Err(Failure::new("Feedser gave no answer to the event")),
+        Some(Outcome::Error(_)) | None => Err(Failure::new("Feedser gave no answer to the event")),
     }
+}
+
+/// Stores evidence; the same again changes nothing.
+async fn put(connection: &Connection, evidence: Vec<u8>) -> Result<pb::PutAttestationResponse, Failure> {
+    let put = pb::PutAttestationRequest {
+        evidence: evidence.into(),
+    };
+    let stored = connection
+        .call(async || {
+            let request = connection.request(put.clone());
+            let mut feedser = connection.feedser().await?;
+            Ok(feedser.put_attestation(request).await?.into_inner())
+        })
+        .await?;
+    Ok(stored)
 }

@@ -1,5 +1,6 @@
 //! `stella up`, `down` and `status`: the four services on this machine.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -68,7 +69,7 @@ fn runner(dir: &DevDir) -> Result<Option<i32>, Failure> {
     }
 }
 
-pub(crate) async fn up(place: Place) -> Result<(), Failure> {
+pub(crate) async fn up(place: Place, output: Output) -> Result<(), Failure> {
     let dir = DevDir::claim(&place.dir, "up")?;
     let _lock = lock(&dir)?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -84,10 +85,22 @@ pub(crate) async fn up(place: Place) -> Result<(), Failure> {
         return Err(error.into());
     }
     let env = dir.write_env(supervisor.ports())?;
-    print_line(&format!(
-        "ready; in another shell: set -a; . {}; set +a",
-        env.display()
-    ))?;
+    match output {
+        // One line, so that whoever reads it need not wait for the end.
+        Output::Json => {
+            let urls: BTreeMap<_, _> = supervisor
+                .ports()
+                .iter()
+                .map(|(service, ports)| (service, format!("https://127.0.0.1:{}", ports.main)))
+                .collect();
+            let ready = json!({"dir": place.dir, "env": env, "services": urls, "state": "ready"});
+            print_line(&ready.to_string())?;
+        }
+        Output::Table => print_line(&format!(
+            "ready; in another shell: set -a; . {}; set +a",
+            env.display()
+        ))?,
+    }
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

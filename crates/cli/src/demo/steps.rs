@@ -76,6 +76,7 @@ impl Demo {
             cert: Some(dir.path("operator/cert.pem")),
             key: Some(dir.path("operator/key.pem")),
             tenant: Some(TENANT.parse().map_err(anyhow::Error::from)?),
+            timeout: 20,
             output: Output::Table,
         };
         std::fs::create_dir_all(dir.path("demo"))?;

@@ -4,6 +4,7 @@
 //! their own.
 
 use std::fs::Permissions;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -1027,10 +1028,18 @@ fn a_version_names_commit_and_target() {
         panic!("{printed}")
     };
     assert_eq!((name, version), ("stella", env!("CARGO_PKG_VERSION")));
-    assert!(
-        commit == "unknown" || (commit.len() >= 12 && commit.bytes().all(|b| b.is_ascii_hexdigit())),
-        "{printed}"
-    );
+    let mut git = Command::new("git");
+    git.args(["rev-parse", "--verify", "HEAD"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"));
+    let is_checkout = git.output().is_ok_and(|output| output.status.success());
+    if is_checkout {
+        assert!(
+            commit.len() >= 12 && commit.bytes().all(|b| b.is_ascii_hexdigit()),
+            "{printed}"
+        );
+    } else {
+        assert_eq!(commit, "unknown", "an archive has no commit: {printed}");
+    }
     assert!(target.split('-').count() >= 3, "{printed}");
 }
 
@@ -1073,6 +1082,17 @@ fn a_new_identity_may_call_what_it_is_granted() {
     };
     let list = |grant: Vec<String>| stack.stella(&grant.iter().map(String::as_str).collect::<Vec<_>>());
     assert_eq!(list(grant("everything")).code, 2);
+    let unknown = list(grant("stella.feedser.v1.FeedserService/ListEvent"));
+    assert!(
+        unknown.code == 2
+            && unknown
+                .stderr
+                .contains("no service has the method `stella.feedser.v1.FeedserService/ListEvent`")
+            && unknown
+                .stderr
+                .contains(" stella.feedser.v1.FeedserService/ListEvents"),
+        "{unknown:?}"
+    );
     list(grant("stella.feedser.v1.FeedserService/ListEvents")).ok();
     // The services read the table while they run.
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -1191,6 +1211,25 @@ fn keys_are_made_taken_in_and_rotated_to() {
     let readable = import(&file);
     assert_eq!(readable.code, 1, "a key that others can read: {readable:?}");
     chmod(&file, 0o600);
+    let absent = import(&stack.file("nofile.pem"));
+    assert!(
+        absent.code == 4 && absent.stderr.contains("nofile.pem`: No such file"),
+        "{absent:?}"
+    );
+    // A file that is no key is named by whoever stumbles over it.
+    let bad = stack.dir().join("signer/keys/default/bad.pem");
+    std::fs::write(&bad, "no key").expect("writes");
+    chmod(&bad, 0o600);
+    let stumbled = stack.stella(&["keys", "list", "--timeout", "1", "--output", "json"]);
+    assert_eq!(
+        (stumbled.code, reason(&stumbled)),
+        (1, "KEY_FILE_UNUSABLE".to_owned())
+    );
+    assert!(
+        stumbled.stderr.contains("default/bad.pem` is refused"),
+        "{stumbled:?}"
+    );
+    std::fs::remove_file(&bad).expect("removes");
     let taken = one_document(&import(&file));
     let third = taken["keyId"].as_str().expect("an id");
     keys(&[(&first, "retired"), (&second, "active"), (third, "prepared")]);
@@ -1378,6 +1417,114 @@ fn history_is_counted_proven_and_checked() {
     );
 }
 
+/// How many records of this kind stand in the Signer's audit log.
+fn audit_records(stack: &Stack, kind: &str) -> usize {
+    let mut count = 0;
+    for entry in std::fs::read_dir(stack.dir().join("signer/audit")).expect("a folder") {
+        let bytes = std::fs::read(entry.expect("an entry").path()).expect("reads");
+        let wanted = format!("\"kind\":\"{kind}\"");
+        count += String::from_utf8_lossy(&bytes).matches(&wanted).count();
+    }
+    count
+}
+
+#[test]
+fn a_call_to_a_service_that_was_away_is_made_again_and_acts_once() {
+    let mut stack = Stack::start_with(|dir| {
+        let file = dir.join("signer/signer.toml");
+        let config = std::fs::read_to_string(&file).expect("a configuration");
+        assert!(config.contains("[verifier]"), "{config}");
+        // The table of the Verifier is the last one.
+        std::fs::write(&file, format!("{config}request_timeout_ms = 1000\n")).expect("writes");
+    });
+    let predicate = text(&stack.write("away.predicate.json", SBOM));
+    let attest = |name: &str| {
+        let (subject, _) = artifact(&stack, name);
+        let out = stack.file(&format!("{name}.bundle.json"));
+        let (subject, out) = (text(&subject), text(&out));
+        stack.command(&[
+            "attest",
+            "--type",
+            "sbom",
+            "--subject",
+            &subject,
+            "--predicate",
+            &predicate,
+            "-o",
+            &out,
+            "--output",
+            "json",
+            "--timeout",
+            "120",
+        ])
+    };
+    let index = |ended: Ended| one_document(&ended)["logIndex"].as_u64();
+
+    // The witness is away: the Signer signed and logged, and cannot answer yet.
+    let written = stack.log("signer").len();
+    stack.signal("verifier", "STOP");
+    let mut waiting = attest("one");
+    let waiting = std::thread::spawn(move || Ended::of(&mut waiting));
+    stack.wait_for_log("signer", written, "WITNESS_UNAVAILABLE");
+    stack.signal("verifier", "CONT");
+    assert_eq!(index(waiting.join().expect("ends")), Some(0));
+    assert_eq!(audit_records(&stack, "outcome"), 1, "one signature");
+
+    // Everything is away.
+    let bundle = text(&stack.file("one.bundle.json"));
+    let mut publish = stack.command(&[
+        "publish",
+        &bundle,
+        "--kind",
+        "SBOM",
+        "--id",
+        "evt_away",
+        "--timeout",
+        "120",
+        "--output",
+        "json",
+    ]);
+    let mut second = attest("two");
+    let third = attest("three");
+    stack.down();
+    let signing = std::thread::spawn(move || Ended::of(&mut second));
+    let publishing = std::thread::spawn(move || Ended::of(&mut publish));
+    let early = stack.stella(&[
+        "attest",
+        "--timeout",
+        "1",
+        "--type",
+        "sbom",
+        "--subject",
+        &bundle,
+        "--predicate",
+        &predicate,
+        "-o",
+        &text(&stack.file("early.json")),
+    ]);
+    assert!(
+        early.code == 1 && early.stderr.contains("is the service running?"),
+        "the time is bounded: {early:?}"
+    );
+    stack.up();
+    assert_eq!(index(signing.join().expect("ends")), Some(1));
+    assert_eq!(
+        one_document(&publishing.join().expect("ends"))["eventId"],
+        "evt_away"
+    );
+    let mut third = third;
+    assert_eq!(index(Ended::of(&mut third)), Some(2), "each is logged once");
+    assert_eq!(audit_records(&stack, "outcome"), 3, "one signature each");
+    let events = one_document(&stack.stella(&["events", "list", "--output", "json"]));
+    let ids: Vec<&str> = events
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|event| event["_id"].as_str())
+        .collect();
+    assert_eq!(ids, ["evt_away"]);
+}
+
 #[test]
 fn services_are_one_to_a_directory_and_come_back_where_they_were() {
     let mut stack = Stack::start();
@@ -1457,6 +1604,49 @@ fn services_are_one_to_a_directory_and_come_back_where_they_were() {
         "{}",
         alone.stderr
     );
+
+    // For a program `up` says in one line that all is ready, and where.
+    let mut up = stack
+        .command(&["up", "--dir", &dir, "--output", "json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("starts");
+    let mut line = String::new();
+    BufReader::new(up.stdout.take().expect("piped"))
+        .read_line(&mut line)
+        .expect("reads");
+    let ready: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"));
+    assert_eq!(
+        (&ready["state"], ready["services"]["signer"].as_str()),
+        (&json!("ready"), Some(stack.env("STELLA_SIGNER")))
+    );
+    stack.stella(&["down", "--dir", &dir]).ok();
+    assert!(up.wait().expect("ends").success());
+
+    // What keeps a service from starting is said where `up` runs, not only in the service's log.
+    let config = stack.dir().join("signer/signer.toml");
+    let sound = std::fs::read_to_string(&config).expect("a configuration");
+    std::fs::write(&config, format!("nonsense = 1\n{sound}")).expect("writes");
+    let mut up = stack
+        .command(&["up", "--dir", &dir])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let mut lines = BufReader::new(up.stderr.take().expect("piped")).lines();
+    let said = lines
+        .find_map(|line| line.ok().filter(|line| line.starts_with("signer ended")))
+        .expect("it says so");
+    assert!(
+        said.contains("signer.toml")
+            && said.contains("nonsense")
+            && said.contains("; it is started again in"),
+        "{said}"
+    );
+    stack.stella(&["down", "--dir", &dir]).ok();
+    assert!(!up.wait().expect("ends").success(), "it never was ready");
+    std::fs::write(&config, sound).expect("writes");
 
     stack.up();
     states(0, "serving");

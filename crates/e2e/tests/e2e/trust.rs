@@ -787,6 +787,10 @@ async fn an_older_key_history_is_refused_and_what_is_known_stays_in_force() {
     let mut stack = Stack::start();
     let old = attestation_key(&stack).verifying_key().key_id().to_string();
     let before = bundle(&stack, "before").await;
+    let (audit, older_audit) = (stack.dir().join("signer/audit"), stack.file("older-audit"));
+    stack.down();
+    copy_dir(&audit, &older_audit);
+    stack.up();
     let written = stack.log("verifier").len();
     let rotation = rotate(&stack);
     followed(&stack, written, rotation.version);
@@ -803,6 +807,19 @@ async fn an_older_key_history_is_refused_and_what_is_known_stays_in_force() {
     for version in 2..=rotation.version {
         std::fs::remove_file(history.join(format!("{version:06}.json"))).expect("removes");
     }
+    let refused = start_signer(&stack);
+    let wanted = format!(
+        "has 1 versions, but the audit log records version {}; put the newer versions back [KEY_HISTORY_ROLLBACK]",
+        rotation.version
+    );
+    assert!(
+        refused.code == 1 && refused.stderr.contains(&wanted),
+        "the audit log remembers the rotation: {refused:?}"
+    );
+    assert_eq!(std::fs::read_dir(&history).expect("a folder").count(), 1);
+
+    // With an older audit log too the Signer cannot know; the Verifier does.
+    restore(&older_audit, &audit);
     let written = stack.log("verifier").len();
     stack.up();
     past(rotation.retired_at).await;
@@ -1217,6 +1234,88 @@ async fn a_row_that_was_edited_is_unproven_and_named_with_its_reason() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_slice_with_an_altered_event_is_exported_and_names_it() {
+    let stack = Stack::start();
+    prove(&stack, "evt_good").await;
+    let subject = Digest::of(b"evt_good");
+    let other = json!({
+        "_id": "evt_other", "kind": "VEX", "subject": {"digest": {"sha256": subject.hex()}}, "ts": "2025-01-01T00:00:00Z",
+    });
+    let appended = stack.stella_with(&["events", "append", "-"], other.to_string().as_bytes());
+    appended.ok();
+    let database = Connection::open(stack.dir().join("feedser/feedser.db")).expect("the database");
+    database.busy_timeout(Duration::from_secs(5)).expect("a timeout");
+    edit(
+        &database,
+        "UPDATE events SET doc = 'altered' WHERE id = ?1",
+        "evt_other",
+    );
+    let (slice, roots) = (stack.file("slice.json"), stack.file("roots.json"));
+    let (slice, roots) = (slice.display().to_string(), roots.display().to_string());
+    stack
+        .stella(&["audit", "replay", "--digest", &subject.to_string(), "-o", &slice])
+        .ok();
+    stack.stella(&["trust", "export", "-o", &roots]).ok();
+    let judged = stack.stella(&[
+        "forensic",
+        "verify",
+        "--bundle",
+        &slice,
+        "--trust-roots",
+        &roots,
+        "--output",
+        "json",
+    ]);
+    assert_eq!(
+        (judged.code, &judged.json()["events"]),
+        (
+            3,
+            &json!([
+                {"id": "evt_good", "reasons": [], "verdict": "proven"},
+                {"id": "evt_other", "reasons": ["BAD_STORED_EVENT"], "verdict": "refused"},
+            ])
+        ),
+        "{judged:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn evidence_with_a_broken_log_proof_neither_replaces_nor_blocks_sound_evidence() {
+    let stack = Stack::shared();
+    let signed = sign(&stack, &Digest::of(b"completed"), "").await.expect("signs");
+    let mut bent: Value = serde_json::from_slice(&signed.bundle).expect("a bundle");
+    let root = &mut bent["verificationMaterial"]["tlogEntries"][0]["inclusionProof"]["rootHash"];
+    let text = root.as_str().expect("a root").to_owned();
+    let first = if text.starts_with('A') { "B" } else { "A" };
+    *root = format!("{first}{}", &text[1..]).into();
+    let bent = serde_json::to_vec(&bent).expect("JSON");
+    let (sound, bare) = (signed.bundle.to_vec(), signed.envelope.to_vec());
+    let mut feedser = FeedserServiceClient::new(stack.channel("feedser").await);
+    for (case, put, want) in [
+        ("broken, the first", &bent, &bent),
+        ("without a log", &bare, &bent),
+        ("sound", &sound, &sound),
+        ("broken, later", &bent, &sound),
+        ("without a log, later", &bare, &sound),
+    ] {
+        let put = feedser_pb::PutAttestationRequest {
+            evidence: put.clone().into(),
+        };
+        feedser.put_attestation(stack.request(put)).await.expect("stores");
+        let get = feedser_pb::GetAttestationRequest {
+            envelope_digest: signed.envelope_digest.clone(),
+        };
+        let kept = feedser
+            .get_attestation(stack.request(get))
+            .await
+            .expect("is there")
+            .into_inner()
+            .evidence;
+        assert!(kept[..] == want[..], "{case}");
+    }
+}
+
 /// The entries of the log that a stopped Signer left.
 fn entries(stack: &Stack) -> Vec<Vec<u8>> {
     let log = stack.dir().join("signer/log");
@@ -1296,4 +1395,130 @@ async fn without_the_witness_nothing_is_answered_and_the_retry_takes_up_the_same
         .sig
         .clone();
     assert_eq!(signatures, [answered]);
+}
+
+/// A small file system in memory over a folder, until this is dropped.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// One of a megabyte over `folder`, with what stands there; `None` where that is not allowed.
+    fn over(folder: &Path, aside: &Path) -> Option<Self> {
+        copy_dir(folder, aside);
+        let mut mount = std::process::Command::new("mount");
+        mount
+            .args(["-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs"])
+            .arg(folder);
+        if !mount
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success())
+        {
+            return None;
+        }
+        let disk = Self(folder.to_owned());
+        copy_dir(aside, folder);
+        Some(disk)
+    }
+
+    /// Writes until nothing more fits; returns the file to remove.
+    fn fill(&self) -> PathBuf {
+        let path = self.0.join("filler");
+        let mut file = std::fs::File::create(&path).expect("a file");
+        for size in [4096, 1] {
+            while std::io::Write::write_all(&mut file, &vec![0; size]).is_ok() {}
+        }
+        path
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let unmounted = std::process::Command::new("umount")
+            .arg("--lazy")
+            .arg(&self.0)
+            .status();
+        assert!(unmounted.is_ok_and(|status| status.success()) || std::thread::panicking());
+    }
+}
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_full_disk_stops_the_log_and_free_space_lets_it_go_on_with_the_same_tree() {
+    let mut disk = None;
+    let mut stack = Stack::start_with(|dir| {
+        disk = SmallDisk::over(&dir.join("signer/log"), &dir.join("aside"));
+    });
+    let Some(disk) = disk else {
+        return stella_testkit::needs("root");
+    };
+    let first = sign(&stack, &Digest::of(b"first"), "").await.expect("signs");
+    assert!(stack.is_ready("signer"));
+    let filler = disk.fill();
+    let mut signed = vec![first];
+    let mut refused = None;
+    // A page that was begun has room left.
+    for number in 0..64 {
+        let key = format!("full-{number}");
+        match sign(&stack, &Digest::of(key.as_bytes()), &key).await {
+            Ok(answer) => signed.push(answer),
+            Err(refusal) => {
+                assert_eq!(refusal, want(Code::Unavailable, "LOG_UNAVAILABLE"));
+                refused = Some(key);
+                break;
+            }
+        }
+    }
+    let key = refused.expect("a full disk takes nothing");
+    wait_until("not ready on a full disk", || !stack.is_ready("signer"));
+    let again = sign(&stack, &Digest::of(key.as_bytes()), &key).await.map(|_| ());
+    assert_eq!(again, Err(want(Code::Unavailable, "LOG_UNAVAILABLE")));
+    let pid = stack.pid("signer");
+
+    std::fs::remove_file(filler).expect("removes");
+    wait_until("ready again", || stack.is_ready("signer"));
+    let retried = sign(&stack, &Digest::of(key.as_bytes()), &key)
+        .await
+        .expect("there is space");
+    signed.push(retried);
+    signed.push(sign(&stack, &Digest::of(b"last"), "").await.expect("signs"));
+    assert_eq!(stack.pid("signer"), pid, "the same process");
+    for answer in &signed {
+        assert_eq!(failures(&stack, &answer.bundle, "").await, NONE);
+    }
+
+    stack.down();
+    let mut tree = MemoryTree::default();
+    let mut digests = BTreeSet::new();
+    for entry in entries(&stack) {
+        tree.push(merkle::leaf_hash(&entry));
+        let digest = hashedrekord::parse_body(&entry).expect("an entry").digest;
+        assert!(digests.insert(digest), "each statement is logged once");
+    }
+    let now = Evidence::parse(&signed[signed.len() - 1].bundle).expect("a bundle");
+    let now = proof_of(&now);
+    assert_eq!((tree.size(), tree.root()), (now.tree_size, now.root));
+    for answer in &signed {
+        let envelope = Envelope::parse(&answer.envelope).expect("an envelope");
+        assert!(
+            digests.contains(&Digest::of(&envelope.pae())),
+            "what was answered is logged"
+        );
+        let then = Evidence::parse(&answer.bundle).expect("a bundle");
+        let then = proof_of(&then);
+        let steps = merkle::consistency_proof(&tree, then.tree_size, now.tree_size).expect("a proof");
+        merkle::verify_consistency(then.tree_size, now.tree_size, &steps, &then.root, &now.root)
+            .expect("the same tree");
+    }
+}
+
+/// The inclusion proof of a bundle of ours.
+fn proof_of(evidence: &Evidence) -> &InclusionProof {
+    evidence.log_entries[0].proof.as_ref().expect("a proof")
 }

@@ -68,6 +68,15 @@ pub(super) fn replace_durably(dir: &Path, name: &str, bytes: &[u8]) -> io::Resul
     sync_dir(dir)
 }
 
+/// Finds out whether the disk takes `bytes` more; leaves nothing.
+pub(super) fn probe(dir: &Path, bytes: usize) -> io::Result<()> {
+    let path = dir.join("probe");
+    let mut file = File::create(&path)?;
+    let written = file.write_all(&vec![0; bytes]).and_then(|()| file.sync_all());
+    fs::remove_file(&path)?;
+    written
+}
+
 /// Makes the names in a directory durable.
 pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()

@@ -109,7 +109,7 @@ fn check(submission: &Submission) -> Result<(Hash, Vec<u8>), LogError> {
 /// The one thread that changes the tree.
 pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
-    pub(super) key: SigningKey,
+    pub(super) key: Arc<SigningKey>,
     pub(super) journal: Journal,
     pub(super) segment_bytes: u64,
     pub(super) publisher: Arc<Queue<Work>>,
@@ -168,7 +168,7 @@ impl Writer {
     /// Adds what is new to the tree, and finds the place of what is not.
     ///
     /// The tree in memory runs ahead of the journal here. No proof is made for a size before its checkpoint is durable,
-    /// and if it never is, the log takes nothing more.
+    /// and if it never is, this tree is given up.
     fn integrate(&self, batch: Vec<Checked>) -> (Vec<u8>, Vec<usize>, Vec<Waiting>) {
         let (mut entries, mut ends) = (Vec::new(), Vec::new());
         let mut waiting = Vec::with_capacity(batch.len());

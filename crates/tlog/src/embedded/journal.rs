@@ -42,6 +42,8 @@ pub(super) struct Closed {
     pub(super) path: PathBuf,
     /// Index behind its last entry.
     pub(super) end: u64,
+    /// Bytes in it that are durable.
+    length: u64,
 }
 
 /// A batch as it was read.
@@ -245,6 +247,7 @@ impl Journal {
         Closed {
             path: self.path,
             end: self.next,
+            length: self.length,
         }
     }
 }
@@ -259,8 +262,26 @@ impl Segment {
         Closed {
             path: self.path.clone(),
             end,
+            length: self.length,
         }
     }
+}
+
+/// Cuts off what a failed write left behind the last record of `last` that is durable.
+///
+/// Nobody was told of it. After a failed flush it can be read and still not be on the disk, so it must not be believed.
+pub(super) fn cut_back(dir: &Path, last: &Closed) -> io::Result<()> {
+    let next = segment_path(dir, last.end);
+    if next != last.path {
+        match fs::remove_file(&next) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    let file = OpenOptions::new().write(true).open(&last.path)?;
+    file.set_len(last.length)?;
+    file.sync_all()?;
+    files::sync_dir(&dir.join(FOLDER))
 }
 
 /// Removes a segment whose entries are durable elsewhere.
@@ -349,6 +370,26 @@ mod tests {
             record(7, &[b"7"], "again at 8"),
         ];
         assert_eq!(records(dir.path()), all);
+    }
+
+    #[test]
+    fn what_a_failed_write_left_is_cut_off_even_if_it_looks_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        Journal::prepare(dir.path()).unwrap();
+        let mut journal = Journal::begin(dir.path(), 5, "at 5").unwrap();
+        journal.append(&bundle(&[b"five"]), 1, "at 6").unwrap();
+        let path = journal.path.clone();
+        let (end, length) = (journal.next, journal.length());
+        journal
+            .append(&bundle(&[b"six"]), 1, "never acknowledged")
+            .unwrap();
+        let last = Closed { path, end, length };
+        Journal::begin(dir.path(), 6, "never acknowledged").unwrap();
+        cut_back(dir.path(), &last).unwrap();
+        let durable = [record(5, &[], "at 5"), record(5, &[b"five"], "at 6")];
+        assert_eq!(records(dir.path()), durable);
+        cut_back(dir.path(), &last).unwrap();
+        assert_eq!(records(dir.path()), durable, "again");
     }
 
     #[test]

@@ -311,7 +311,7 @@ async fn what_cannot_be_logged_is_refused_by_name_and_leaves_no_entry() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_log_that_cannot_write_takes_nothing_more_and_loses_nothing() {
+async fn a_log_that_cannot_write_takes_nothing_until_it_can_and_loses_nothing() {
     let bench = Bench::new();
     let log = bench.open();
     bench.fill(&log, 3).await;
@@ -332,14 +332,45 @@ async fn a_log_that_cannot_write_takes_nothing_more_and_loses_nothing() {
         }
     };
     assert_eq!(refused.reason(), "LOG_UNAVAILABLE");
-    drop(log);
+    let mut health = log.watch_health();
+    health.wait_for(|is_working| !is_working).await.unwrap();
+    let before = log.checkpoint();
+    assert_eq!(before.checkpoint.size, 4, "what is durable can still be read");
     fs::remove_file(&partials).unwrap();
-    let log = bench.open();
-    assert_eq!(size_of(&log), 4);
+    health.wait_for(|is_working| *is_working).await.unwrap();
+    assert_eq!(log.checkpoint(), before);
     assert_eq!(
         proven(log.log_key(), &late, &log.submit(late.clone()).await.unwrap()),
         3
     );
+    let next = bench.submission(4);
+    assert_eq!(
+        proven(log.log_key(), &next, &log.submit(next.clone()).await.unwrap()),
+        4
+    );
+    let after = published(&log).await.checkpoint.clone();
+    let proof = log.consistency_proof(4, 5).unwrap();
+    merkle::verify_consistency(4, 5, &proof, &before.checkpoint.root, &after.root).unwrap();
+    assert_eq!(root_of_bundles(bench.path(), 5), after.root);
+    log.close();
+    assert_eq!(bench.open().checkpoint().checkpoint, after);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_cannot_write_can_be_closed() {
+    let bench = Bench::new();
+    let log = bench.open();
+    bench.fill(&log, 3).await;
+    published(&log).await;
+    let partials = bench.path().join("tile/entries/000.p");
+    fs::remove_dir_all(&partials).unwrap();
+    fs::write(&partials, "in the way").unwrap();
+    log.submit(bench.submission(3)).await.unwrap();
+    let mut health = log.watch_health();
+    health.wait_for(|is_working| !is_working).await.unwrap();
+    log.close();
+    let refused = log.submit(bench.submission(4)).await.unwrap_err();
+    assert_eq!(refused.reason(), "LOG_UNAVAILABLE");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -255,7 +255,7 @@ impl Writer<'_> {
                 continue;
             };
             self.index_received(tenant, attestation, row)?;
-            if !self.is_in_use(row)? && (attestation.info.log.is_some() || !self.is_logged(row)?) {
+            if attestation.info.log.is_some() && !self.is_logged(row)? && !self.is_in_use(row)? {
                 self.replace_evidence(row, attestation)?;
             }
             results.push(true);
