@@ -3,8 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use aws_lc_rs::digest::{Context, SHA256, digest};
+use aws_lc_rs::digest::{SHA256, digest};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::{Digest as _, Sha256};
 
 /// A SHA-256 digest (FIPS 180-4), written `sha256:` and 64 lower-case hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -108,14 +109,9 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
-/// Digests what arrives in pieces.
-pub struct Hasher(Context);
-
-impl Default for Hasher {
-    fn default() -> Self {
-        Self(Context::new(&SHA256))
-    }
-}
+/// Digests what arrives in pieces, such as a file.
+#[derive(Default)]
+pub struct Hasher(Sha256);
 
 impl Hasher {
     /// Starts with nothing.
@@ -130,7 +126,7 @@ impl Hasher {
 
     /// The digest of all pieces.
     pub fn finish(self) -> Digest {
-        Digest(self.0.finish().as_ref().try_into().expect("SHA-256 has 32 bytes"))
+        Digest(self.0.finalize().into())
     }
 }
 

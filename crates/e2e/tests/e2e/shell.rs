@@ -200,6 +200,7 @@ impl Small {
             grpc: Routes::new(BackfillServiceServer::new(service)),
             names: &["stella.backfill.v1.BackfillService"],
             rest: Some(rest()),
+            working: None,
         };
         Self {
             dir,

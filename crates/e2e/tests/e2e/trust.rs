@@ -1520,5 +1520,5 @@ async fn a_full_disk_stops_the_log_and_free_space_lets_it_go_on_with_the_same_tr
 
 /// The inclusion proof of a bundle of ours.
 fn proof_of(evidence: &Evidence) -> &InclusionProof {
-    evidence.log_entries[0].proof.as_ref().expect("a proof")
+    evidence.material.log_entries[0].proof.as_ref().expect("a proof")
 }
