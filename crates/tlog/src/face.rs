@@ -247,7 +247,8 @@ struct Hall {
 impl Hall {
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-        let answered = match Route::of(&path) {
+        let route = Route::of(&path);
+        let answered = match route {
             Some(Route::Entries) if method == Method::POST => self.create(request.into_body()).await,
             Some(Route::Entries) => Err(Refusal::MethodNotAllowed("POST")),
             Some(_) if method != Method::GET && method != Method::HEAD => {
@@ -260,6 +261,12 @@ impl Hall {
         };
         let response = answered.unwrap_or_else(|refusal| refusal.into_response());
         let status = response.status().as_u16();
+        metrics::counter!(
+            "stella_log_http_requests_total",
+            "route" => route.map_or("none", Route::name),
+            "status" => status.to_string()
+        )
+        .increment(1);
         if response.status().is_server_error() {
             tracing::warn!(%method, path, status, "request to the log failed");
         } else {
