@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use hyper::body::{Body, Incoming};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use stella_attest::tile::TilePath;
@@ -157,6 +157,10 @@ impl Face {
             address,
             config,
         } = self;
+        metrics::describe_counter!(
+            "stella_log_http_requests_total",
+            "Requests to the log's HTTP face."
+        );
         tracing::info!(%address, "the log's HTTP face is open");
         let room = Arc::new(Semaphore::new(config.max_connections));
         let kill = CancellationToken::new();
@@ -275,11 +279,7 @@ impl Hall {
         response
     }
 
-    async fn create<B>(&self, body: B) -> Result<Response<Full<Bytes>>, Refusal>
-    where
-        B: Body<Data = Bytes>,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
+    async fn create(&self, body: Incoming) -> Result<Response<Full<Bytes>>, Refusal> {
         self.rate
             .take(Instant::now())
             .map_err(|wait| Refusal::TooMany { wait })?;

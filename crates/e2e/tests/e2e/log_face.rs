@@ -599,6 +599,10 @@ fn the_face_keeps_its_port_and_obeys_its_configuration() {
         );
     };
     assert_eq!(refused.status, 429);
+    for (status, count) in [(201, accepted), (429, 1)] {
+        let counter = format!("stella_log_http_requests_total{{route=\"entries\",status=\"{status}\"}}");
+        assert_eq!(stack.counter("signer", &counter), count, "{counter}");
+    }
     assert!(
         refused.head.to_lowercase().contains("retry-after: 1"),
         "{}",
