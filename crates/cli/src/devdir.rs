@@ -497,7 +497,7 @@ fn config(service: Service, ports: &BTreeMap<String, Ports>, witness: &NoteKey) 
     };
     let http = own
         .log
-        .map(|port| format!("[log.http]\nlisten = \"127.0.0.1:{port}\"\n"));
+        .map(|port| format!("\n[log.http]\nlisten = \"127.0.0.1:{port}\"\n"));
     let http = http.unwrap_or_default();
     let body = match service {
         Service::Signer => format!(

@@ -9,6 +9,7 @@ mod cores;
 mod domain;
 mod events;
 mod log;
+mod log_http;
 mod program;
 mod row;
 mod signing;
@@ -48,7 +49,7 @@ struct Part {
     measure: fn(&mut Lab) -> anyhow::Result<Vec<Row>>,
 }
 
-const PARTS: [Part; 5] = [
+const PARTS: [Part; 6] = [
     Part {
         names: &domain::NAMES,
         lacks: || None,
@@ -58,6 +59,11 @@ const PARTS: [Part; 5] = [
         names: &log::NAMES,
         lacks: || None,
         measure: |lab| log::rows(&lab.runtime),
+    },
+    Part {
+        names: &log_http::NAMES,
+        lacks: log_http::lacks,
+        measure: |lab| log_http::rows(&lab.runtime),
     },
     Part {
         names: &program::NAMES,

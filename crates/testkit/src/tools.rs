@@ -29,15 +29,24 @@ pub fn tool(name: &str) -> Option<PathBuf> {
 
 /// The program `name` of the peer `peer`, where one brings several; `None`, said aloud, if the machine does not have it.
 pub fn tool_of(peer: &str, name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let installed = std::env::split_paths(&path).map(|folder| folder.join(name));
-    let found = std::iter::once(folder().join("bin").join(name))
-        .chain(installed)
-        .find(|place| place.is_file());
+    let found = find(name);
     if found.is_none() {
         needs_peer(peer);
     }
     found
+}
+
+/// Whether the machine has the program `name`; nothing is said.
+pub fn is_there(name: &str) -> bool {
+    find(name).is_some()
+}
+
+fn find(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let installed = std::env::split_paths(&path).map(|folder| folder.join(name));
+    std::iter::once(folder().join("bin").join(name))
+        .chain(installed)
+        .find(|place| place.is_file())
 }
 
 /// What lies at `place` below the directory of the peers once `peer` is brought; `None`, said aloud, without it.

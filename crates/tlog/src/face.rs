@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use hyper::body::{Body, Incoming};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use stella_attest::tile::TilePath;
@@ -157,6 +157,10 @@ impl Face {
             address,
             config,
         } = self;
+        metrics::describe_counter!(
+            "stella_log_http_requests_total",
+            "Requests to the log's HTTP face."
+        );
         tracing::info!(%address, "the log's HTTP face is open");
         let room = Arc::new(Semaphore::new(config.max_connections));
         let kill = CancellationToken::new();
@@ -247,7 +251,8 @@ struct Hall {
 impl Hall {
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-        let answered = match Route::of(&path) {
+        let route = Route::of(&path);
+        let answered = match route {
             Some(Route::Entries) if method == Method::POST => self.create(request.into_body()).await,
             Some(Route::Entries) => Err(Refusal::MethodNotAllowed("POST")),
             Some(_) if method != Method::GET && method != Method::HEAD => {
@@ -260,6 +265,12 @@ impl Hall {
         };
         let response = answered.unwrap_or_else(|refusal| refusal.into_response());
         let status = response.status().as_u16();
+        metrics::counter!(
+            "stella_log_http_requests_total",
+            "route" => route.map_or("none", Route::name),
+            "status" => status.to_string()
+        )
+        .increment(1);
         if response.status().is_server_error() {
             tracing::warn!(%method, path, status, "request to the log failed");
         } else {
@@ -268,11 +279,7 @@ impl Hall {
         response
     }
 
-    async fn create<B>(&self, body: B) -> Result<Response<Full<Bytes>>, Refusal>
-    where
-        B: Body<Data = Bytes>,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
+    async fn create(&self, body: Incoming) -> Result<Response<Full<Bytes>>, Refusal> {
         self.rate
             .take(Instant::now())
             .map_err(|wait| Refusal::TooMany { wait })?;

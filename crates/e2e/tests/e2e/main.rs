@@ -7,6 +7,7 @@ mod crash;
 mod demo;
 mod doors;
 mod interop;
+mod log_face;
 mod readme;
 mod shell;
 mod telemetry;

@@ -31,6 +31,16 @@ impl Route {
             tile => tile.parse().ok().map(Self::Tile),
         }
     }
+
+    /// The route's name in metrics.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Entries => "entries",
+            Self::Checkpoint => "checkpoint",
+            Self::Tile(_) => "tile",
+            Self::Health => "health",
+        }
+    }
 }
 
 #[cfg(test)]
