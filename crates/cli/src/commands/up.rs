@@ -9,6 +9,7 @@ use clap::Args;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::feedser;
 use crate::devdir::{DevDir, Service};
 use crate::failure::Failure;
 use crate::output::{Output, print, print_json, print_line, say, table};
@@ -23,6 +24,16 @@ pub struct Place {
     /// Directory of keys, configurations, data and logs
     #[arg(long, value_name = "DIR", default_value = "./.stella-up")]
     pub dir: PathBuf,
+}
+
+/// How the services are started
+#[derive(Args, Clone, Debug)]
+pub struct Arguments {
+    #[command(flatten)]
+    place: Place,
+    /// Keeps events and attestations in the MongoDB database that URI names
+    #[arg(long, value_name = "URI", env = "STELLA_MONGODB_URI", hide_env_values = true)]
+    mongodb_uri: Option<String>,
 }
 
 /// Takes the directory for one supervisor; it is free again when this process ends.
@@ -68,11 +79,15 @@ fn runner(dir: &DevDir) -> Result<Option<i32>, Failure> {
     }
 }
 
-pub(crate) async fn up(place: Place) -> Result<(), Failure> {
-    let dir = DevDir::claim(&place.dir, "up")?;
+pub(crate) async fn up(arguments: Arguments) -> Result<(), Failure> {
+    let dir = DevDir::claim(&arguments.place.dir, "up")?;
     let _lock = lock(&dir)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    if let Some(uri) = &arguments.mongodb_uri {
+        dir.keep_in_mongodb(uri)?;
+        feedser::migrate(uri, None).await?;
+    }
     let supervisor = Supervisor::start(dir.clone())?;
     let ready = tokio::select! {
         ready = supervisor.ready() => ready,
