@@ -4,6 +4,7 @@ pub mod attest;
 pub mod audit;
 pub mod backfill;
 pub mod events;
+pub mod feedser;
 pub mod keys;
 pub mod pki;
 pub mod policy;

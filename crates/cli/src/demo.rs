@@ -22,6 +22,9 @@ pub struct Arguments {
     /// Directory of the demo; one of an earlier demo is replaced
     #[arg(long, value_name = "DIR", default_value = "./.stella")]
     dir: PathBuf,
+    /// Keeps events and attestations in the MongoDB database that URI names; it must have no events
+    #[arg(long, value_name = "URI", env = "STELLA_MONGODB_URI", hide_env_values = true)]
+    mongodb_uri: Option<String>,
     /// Prints one JSON object and nothing else
     #[arg(long)]
     json: bool,
@@ -84,7 +87,7 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
     };
     let mut counts = Counts::default();
     let since = Instant::now();
-    let held = match steps::Demo::start(&arguments.dir, as_json).await {
+    let held = match steps::Demo::start(&arguments.dir, arguments.mongodb_uri, as_json).await {
         Ok(mut demo) => {
             log.note("start", since, Ok(format!("four services on {}", demo.ports())));
             let all = steps_of(&mut demo, &mut log, &mut counts).await;

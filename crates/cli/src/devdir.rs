@@ -28,6 +28,8 @@ pub const TENANT: &str = "dev";
 pub const ORIGIN: &str = "127.0.0.1";
 /// The witness's name.
 pub const WITNESS: &str = "stella.local/witness";
+/// Where the URI of Feedser's database stands, if it is a MongoDB.
+pub const MONGODB_URI: &str = "mongodb.uri";
 /// Says that a directory is one of ours, and of which command.
 const MARKER: &str = ".stella";
 
@@ -240,6 +242,26 @@ impl DevDir {
         Ok(serde_json::from_slice(&bytes)?)
     }
 
+    /// Has Feedser use the MongoDB database that `uri` names, and not a file of its own.
+    ///
+    /// # Errors
+    /// The directory has events in a file already, or the URI cannot be written.
+    pub fn keep_in_mongodb(&self, uri: &str) -> anyhow::Result<()> {
+        let database = self.of(Service::Feedser, "feedser.db");
+        ensure!(
+            !database.exists(),
+            "events lie in `{}` already; name another --dir",
+            database.display()
+        );
+        fs::create_dir_all(self.of(Service::Feedser, ""))?;
+        write_atomic(
+            &self.of(Service::Feedser, MONGODB_URI),
+            uri.as_bytes(),
+            Access::Owner,
+        )?;
+        Ok(())
+    }
+
     /// Makes keys, certificates, configurations and trust roots, unless they are there.
     ///
     /// # Errors
@@ -256,7 +278,12 @@ impl DevDir {
         self.certificates()?;
         let witness = self.keys(ports)?;
         for service in Service::ALL {
-            fs::write(self.config(service), config(service, ports, &witness)?)?;
+            let text = config(service, ports, &witness)?;
+            let text = match self.of(Service::Feedser, MONGODB_URI).exists() {
+                true => text.replace(SQLITE, &format!("mongodb_uri_file = \"{MONGODB_URI}\"")),
+                false => text,
+            };
+            fs::write(self.config(service), text)?;
         }
         // Last, because its presence says that all the rest is there.
         method_table()?.save(&self.path("access.toml"))?;
@@ -482,6 +509,9 @@ pub fn methods(text: &str) -> anyhow::Result<Methods> {
     Ok(methods)
 }
 
+/// Feedser's store where it is a file.
+const SQLITE: &str = "path = \"feedser.db\"";
+
 fn config(service: Service, ports: &BTreeMap<String, Ports>, witness: &NoteKey) -> anyhow::Result<String> {
     let own = ports[service.name()];
     let head = format!(
@@ -518,7 +548,7 @@ fn config(service: Service, ports: &BTreeMap<String, Ports>, witness: &NoteKey) 
             upstream(Service::Signer)
         ),
         Service::Feedser => format!(
-            "[store]\npath = \"feedser.db\"\n\n[trust]\nreceipt_keys = [\"receipt.pub.pem\"]\n\n{}\n{}",
+            "[store]\n{SQLITE}\n\n[trust]\nreceipt_keys = [\"receipt.pub.pem\"]\n\n{}\n{}",
             upstream(Service::Verifier),
             upstream(Service::Signer)
         ),

@@ -16,7 +16,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::client::Connection;
-use crate::commands::{attest, audit, backfill, events, keys, pki, policy, publish, trust, up, verify};
+use crate::commands::{
+    attest, audit, backfill, events, feedser, keys, pki, policy, publish, trust, up, verify,
+};
 use crate::devdir::Service;
 use crate::failure::Failure;
 
@@ -46,7 +48,7 @@ enum Command {
     /// Shows the whole path on real input, in an empty directory
     Demo(demo::Arguments),
     /// Starts the four services on this machine and stays
-    Up(up::Place),
+    Up(up::Arguments),
     /// Stops the services of `stella up`
     Down(up::Place),
     /// Shows whether the services of `stella up` are serving
@@ -75,6 +77,8 @@ enum Command {
     Keys(keys::Command),
     #[command(subcommand)]
     Backfill(backfill::Command),
+    #[command(subcommand)]
+    Feedser(feedser::Command),
     #[command(subcommand)]
     Policy(policy::Command),
     #[command(subcommand)]
@@ -114,7 +118,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Pki(command) => pki::pki(command, connection.output),
         Command::Access(command) => pki::access(command, connection.output),
         Command::Demo(arguments) => return runtime.block_on(demo::run(arguments, connection.output)),
-        Command::Up(place) => runtime.block_on(up::up(place, connection.output)),
+        Command::Up(arguments) => runtime.block_on(up::up(arguments, connection.output)),
         Command::Down(place) => runtime.block_on(up::down(place, connection.output)),
         Command::Status(place) => runtime.block_on(up::status(place, connection.output)),
         Command::Attest(arguments) => runtime.block_on(attest::run(arguments, &connection)),
@@ -125,6 +129,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Trust(command) => runtime.block_on(trust::run(command, &connection)),
         Command::Keys(command) => runtime.block_on(keys::run(command, &connection)),
         Command::Backfill(command) => runtime.block_on(backfill::run(command, &connection)),
+        Command::Feedser(command) => runtime.block_on(feedser::run(command, &connection)),
         Command::Policy(command) => runtime.block_on(policy::run(command, &connection)),
     };
     done.map(|()| ExitCode::SUCCESS)

@@ -63,6 +63,8 @@ struct Parsed {
     event: Event,
     /// The caller's document in canonical form.
     doc: String,
+    /// The same as it came.
+    written: Bytes,
     evidence: Option<Source>,
     chain: Vec<Digest>,
 }
@@ -171,6 +173,7 @@ impl Feedser {
                 kind: parsed.event.kind(),
                 subject: parsed.event.subject_digest(),
                 doc: parsed.doc.clone(),
+                written: parsed.written.clone(),
                 proof,
                 evidence,
             });
@@ -288,6 +291,7 @@ fn parse(order: AppendOrder, tenant: &Tenant, max_evidence: usize) -> Result<Par
     Ok(Parsed {
         event,
         doc,
+        written: order.event,
         evidence,
         chain: order.chain,
     })

@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::feedser::{Feedser, blocking};
 use crate::page_token::Question;
 use crate::record::{Record, named_envelopes};
-use crate::store::{Filter, KindCount, PageLimit, Position, Unproven};
+use crate::store::{Filter, KindCount, PageLimit, StoreError, Unproven};
 
 /// Most events of one page.
 pub const MAX_PAGE: usize = 1_000;
@@ -67,7 +67,7 @@ impl Feedser {
             }
         };
         let question = question(tenant, &filter);
-        let after = question.position(page_token, "page_token")?;
+        let after = question.after(page_token, "page_token")?;
         let page = self
             .store
             .page(
@@ -84,11 +84,11 @@ impl Feedser {
             .events
             .last()
             .filter(|_| page.more)
-            .map(|event| question.token(event.position));
+            .map(|event| question.token(&event.id));
         Ok((self.read(tenant, page.events).await?, next))
     }
 
-    /// Returns the next unproven events after a cursor, in the order of their append; none at the end.
+    /// Returns the next unproven events after a cursor, in the store's stable order; none at the end.
     pub async fn unproven(
         &self,
         tenant: &Tenant,
@@ -97,13 +97,17 @@ impl Feedser {
         rows: usize,
     ) -> Result<Vec<UnprovenEvent>, Error> {
         let question = Question::new(&["unproven", tenant.as_str()]);
-        let after = question.position(cursor, "cursor")?;
+        let after = question.after(cursor, "cursor")?;
         let found = self
             .store
             .unproven(tenant.as_str(), kinds.to_vec(), after, rows)
-            .await?;
+            .await
+            .map_err(|error| match error {
+                StoreError::NoPlace => Error::BadPageToken { field: "cursor" },
+                other => other.into(),
+            })?;
         let with_cursor = |event: Unproven| UnprovenEvent {
-            cursor: question.token(event.position),
+            cursor: question.token(&event.id),
             event,
         };
         Ok(found.into_iter().map(with_cursor).collect())
@@ -191,7 +195,7 @@ impl Feedser {
             self.limits.max_slice_events.get(),
             self.limits.max_slice_bytes.get(),
         );
-        let mut after = Position::default();
+        let mut after = None;
         let mut records: Vec<Record> = Vec::new();
         let mut bytes = 0;
         loop {
@@ -203,7 +207,7 @@ impl Feedser {
                 .store
                 .page(tenant.as_str(), filter.clone(), after, limit)
                 .await?;
-            after = page.events.last().map_or(after, |event| event.position);
+            after = page.events.last().map(|event| event.id.clone());
             bytes += page.events.iter().map(|event| event.doc.len()).sum::<usize>();
             records.extend(self.read(tenant, page.events).await?);
             if records.len() > max_events {

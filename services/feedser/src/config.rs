@@ -1,8 +1,10 @@
 //! `feedser.toml`: what the service is told when it starts. `deploy/config/feedser.toml` shows every key.
 
-use std::num::{NonZeroU64, NonZeroUsize};
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
+use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::store::mongo;
 use serde::Deserialize;
 use stella_serve::config::{AccessConfig, ConfigPath, ServerConfig, TelemetryConfig, UpstreamConfig};
 
@@ -30,22 +32,71 @@ pub struct Config {
     pub limits: Limits,
 }
 
-/// `[store]`.
+/// `[store]`: one of the two stores.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StoreConfig {
-    /// The SQLite file; made if it is not there.
-    pub path: ConfigPath,
-    /// Threads that read.
-    #[serde(default = "StoreConfig::default_readers")]
-    pub readers: NonZeroUsize,
+#[serde(try_from = "StoreTable")]
+pub enum StoreConfig {
+    /// A file on this machine.
+    Sqlite {
+        /// The file; made if it is not there.
+        path: PathBuf,
+        /// Threads that read.
+        readers: NonZeroUsize,
+    },
+    /// The database that a MongoDB URI names.
+    Mongo {
+        /// Where the URI stands; `None`: in `STELLA_MONGODB_URI`.
+        uri_file: Option<PathBuf>,
+        /// How its servers are used.
+        options: mongo::Options,
+    },
 }
 
-impl StoreConfig {
-    const fn default_readers() -> NonZeroUsize {
-        count(4)
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoreTable {
+    path: Option<ConfigPath>,
+    readers: Option<NonZeroUsize>,
+    mongodb_uri_file: Option<ConfigPath>,
+    mongodb_timeout_ms: Option<NonZeroU64>,
+    mongodb_connections: Option<NonZeroU32>,
+}
+
+impl TryFrom<StoreTable> for StoreConfig {
+    type Error = &'static str;
+
+    fn try_from(table: StoreTable) -> Result<Self, Self::Error> {
+        let is_mongo = table.mongodb_uri_file.is_some()
+            || table.mongodb_timeout_ms.is_some()
+            || table.mongodb_connections.is_some();
+        match table.path {
+            Some(_) if is_mongo => Err("`path` is of SQLite, `mongodb_…` of MongoDB: a store is one of them"),
+            Some(path) => Ok(Self::Sqlite {
+                path: path.to_path_buf(),
+                readers: table.readers.unwrap_or(DEFAULT_READERS),
+            }),
+            None if table.readers.is_some() => Err("`readers` is of SQLite and needs `path`"),
+            None => {
+                let timeout = table
+                    .mongodb_timeout_ms
+                    .map_or(DEFAULT_TIMEOUT_MS, NonZeroU64::get);
+                Ok(Self::Mongo {
+                    uri_file: table.mongodb_uri_file.map(|file| file.to_path_buf()),
+                    options: mongo::Options {
+                        timeout: Duration::from_millis(timeout),
+                        connections: table
+                            .mongodb_connections
+                            .map_or(DEFAULT_CONNECTIONS, NonZeroU32::get),
+                    },
+                })
+            }
+        }
     }
 }
+
+const DEFAULT_READERS: NonZeroUsize = count(4);
+const DEFAULT_TIMEOUT_MS: u64 = 10_000;
+const DEFAULT_CONNECTIONS: u32 = 32;
 
 /// `[trust]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -106,8 +157,37 @@ mod tests {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/config/feedser.toml");
         let config: Config = stella_serve::config::load(&path).unwrap();
         assert_eq!(format!("{:?}", config.limits), format!("{:?}", Limits::default()));
-        assert_eq!(config.store.readers, StoreConfig::default_readers());
-        assert_eq!(&*config.store.path, path.parent().unwrap().join("feedser.db"));
+        let StoreConfig::Sqlite { path: file, readers } = config.store else {
+            panic!("the sample shows SQLite");
+        };
+        assert_eq!(file, path.parent().unwrap().join("feedser.db"));
+        assert_eq!(readers, DEFAULT_READERS);
+    }
+
+    #[test]
+    fn the_sample_shows_the_other_store_in_comments() {
+        let text = SAMPLE.replace("# mongodb_", "mongodb_");
+        let text = text.replace("path = \"feedser.db\"\nreaders = 4\n", "");
+        let config: Config = toml::from_str(&text).unwrap();
+        let StoreConfig::Mongo { uri_file, options } = config.store else {
+            panic!("the comments show MongoDB");
+        };
+        assert_eq!(uri_file, Some(PathBuf::from("mongodb.uri")));
+        assert_eq!(options.timeout, Duration::from_millis(DEFAULT_TIMEOUT_MS));
+        assert_eq!(options.connections, DEFAULT_CONNECTIONS);
+    }
+
+    #[test]
+    fn a_store_is_one_of_two() {
+        for (table, want) in [
+            ("path = 'a'\nmongodb_uri_file = 'b'", "a store is one of them"),
+            ("path = 'a'\nmongodb_connections = 1", "a store is one of them"),
+            ("readers = 1", "`readers` is of SQLite and needs `path`"),
+            ("mongodb_timeout_ms = 0", "nonzero"),
+        ] {
+            let error = toml::from_str::<StoreConfig>(table).unwrap_err().to_string();
+            assert!(error.contains(want), "{table}: {error}");
+        }
     }
 
     #[test]

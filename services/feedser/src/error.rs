@@ -264,6 +264,8 @@ impl Error {
             Self::Store(StoreError::Failed(_) | StoreError::Closed) => {
                 whole(Code::Unavailable, "STORE_UNAVAILABLE")
             }
+            Self::Store(StoreError::NoPlace) => at(Code::InvalidArgument, "BAD_PAGE_TOKEN", "page_token"),
+            Self::Store(StoreError::TooLarge { .. }) => whole(Code::ResourceExhausted, "DOCUMENT_TOO_LARGE"),
             Self::Store(StoreError::TooMany { .. }) => whole(Code::ResourceExhausted, "TOO_MANY_ROWS"),
             Self::WriteConflict(_) => whole(Code::Aborted, "WRITE_CONFLICT"),
             Self::SliceTooLarge { .. } => whole(Code::ResourceExhausted, "SLICE_TOO_LARGE"),

@@ -23,6 +23,7 @@ pub mod rest;
 mod seal;
 pub mod store;
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -35,29 +36,25 @@ pub use config::Config;
 pub use error::Error;
 
 use crate::api::FeedserApi;
+use crate::config::StoreConfig;
 use crate::feedser::Feedser;
 use crate::remote::{Signer, Verifier};
+use crate::store::Store;
+use crate::store::mongo::{self, MongoStore};
 use crate::store::sqlite::SqliteStore;
 
 /// Runs the service until it is told to end.
 ///
 /// # Errors
 /// What kept it from starting: a store that is not ours, keys that cannot be read, doors that cannot be opened.
-pub async fn run(config: Config) -> anyhow::Result<()> {
+pub async fn run(mut config: Config) -> anyhow::Result<()> {
     let shell = Shell::start("feedser", &config.server, &config.access, &config.telemetry)?;
     let receipt_keys = receipt_keys(&config)?;
-    let (path, readers) = (config.store.path.to_path_buf(), config.store.readers.get());
-    let store = tokio::task::spawn_blocking(move || SqliteStore::open(&path, readers)).await??;
+    let store = open(&mut config).await?;
     let timeout = config.limits.upstream_timeout();
     let verifier = Verifier::of(shell.upstream("verifier", &config.verifier), timeout);
     let signer = Signer::of(shell.upstream("signer", &config.signer), timeout);
-    let feedser = Arc::new(Feedser::new(
-        Arc::new(store),
-        verifier,
-        signer,
-        receipt_keys,
-        config.limits,
-    ));
+    let feedser = Arc::new(Feedser::new(store, verifier, signer, receipt_keys, config.limits));
     let server = FeedserServiceServer::new(FeedserApi::new(Arc::clone(&feedser)))
         .max_decoding_message_size(shell.max_message_bytes())
         .max_encoding_message_size(usize::MAX);
@@ -72,6 +69,46 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         })
         .await?;
     Ok(())
+}
+
+/// Opens the store that the configuration names, and lowers the limits to what it can hold.
+async fn open(config: &mut Config) -> anyhow::Result<Arc<dyn Store>> {
+    let (uri_file, options) = match config.store.clone() {
+        StoreConfig::Sqlite { path, readers } => {
+            let opened = tokio::task::spawn_blocking(move || SqliteStore::open(&path, readers.get()));
+            return Ok(Arc::new(opened.await??));
+        }
+        StoreConfig::Mongo { uri_file, options } => (uri_file, options),
+    };
+    let store = match uri_file {
+        Some(file) => MongoStore::open(&file, options).await?,
+        None => {
+            let uri = std::env::var("STELLA_MONGODB_URI");
+            let uri = uri.context(
+                "`store` names neither `path` nor `mongodb_uri_file`, and STELLA_MONGODB_URI is not set",
+            )?;
+            MongoStore::connect(&uri, options).await?
+        }
+    };
+    let store = Arc::new(store);
+    let checked = Arc::clone(&store);
+    // The service starts whether the database is there or not.
+    tokio::spawn(async move {
+        match checked.missing().await {
+            Ok(missing) if missing.is_empty() => {}
+            Ok(missing) => tracing::warn!(
+                ?missing,
+                "indexes are missing; make them with `stella feedser migrate`"
+            ),
+            Err(error) => tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the database does not answer"
+            ),
+        }
+    });
+    let fits = NonZeroUsize::new(mongo::MAX_EVIDENCE).unwrap_or(NonZeroUsize::MIN);
+    config.limits.max_evidence_bytes = config.limits.max_evidence_bytes.min(fits);
+    Ok(store)
 }
 
 fn receipt_keys(config: &Config) -> anyhow::Result<Vec<VerifyingKey>> {

@@ -1,17 +1,19 @@
-//! Page tokens and cursors: a place in the order of appends, bound to the question that it belongs to.
+//! Page tokens and cursors: the event that was seen last, bound to the question that it belongs to.
 //!
 //! A token is opaque but no secret: it says nothing that the page before it did not say. The binding keeps a caller
-//! from going on with another filter, which would leave events out without a word.
+//! from going on with another filter, which would leave events out without a word, and shows a token that was altered.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use stella_attest::digest::Digest;
 
 use crate::error::Error;
-use crate::store::Position;
+
+/// Bytes of the binding at the beginning of a token.
+const BINDING: usize = 16;
 
 /// The question that tokens are bound to.
-pub(crate) struct Question([u8; 8]);
+pub(crate) struct Question(String);
 
 impl Question {
     /// The question that `parts` make up; parts are apart even if their texts run together.
@@ -20,35 +22,36 @@ impl Question {
         for part in parts {
             text += &format!("{}:{part}", part.len());
         }
-        let digest = Digest::of(text.as_bytes());
-        let mut bound = [0; 8];
-        bound.copy_from_slice(&digest.as_bytes()[..8]);
-        Self(bound)
+        Self(text)
     }
 
-    /// The token for what comes after `position`.
-    pub(crate) fn token(&self, position: Position) -> String {
-        let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&position.0.to_be_bytes());
-        bytes[8..].copy_from_slice(&self.0);
+    /// The token for what comes after the event `id`.
+    pub(crate) fn token(&self, id: &str) -> String {
+        let mut bytes = self.binding(id).to_vec();
+        bytes.extend_from_slice(id.as_bytes());
         URL_SAFE_NO_PAD.encode(bytes)
     }
 
-    /// The place that `token` stands for; an empty one is the beginning.
-    pub(crate) fn position(&self, token: &str, field: &'static str) -> Result<Position, Error> {
+    /// The event that `token` goes on after; an empty one is the beginning.
+    pub(crate) fn after(&self, token: &str, field: &'static str) -> Result<Option<String>, Error> {
         if token.is_empty() {
-            return Ok(Position::default());
+            return Ok(None);
         }
-        let bytes = URL_SAFE_NO_PAD.decode(token).ok();
-        let bytes: Option<[u8; 16]> = bytes.and_then(|bytes| bytes.try_into().ok());
-        let bytes = bytes.ok_or(Error::BadPageToken { field })?;
-        let (mut position, mut bound) = ([0; 8], [0; 8]);
-        position.copy_from_slice(&bytes[..8]);
-        bound.copy_from_slice(&bytes[8..]);
-        if bound != self.0 {
-            return Err(Error::BadPageToken { field });
+        let refused = || Error::BadPageToken { field };
+        let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| refused())?;
+        let (binding, id) = bytes.split_first_chunk::<BINDING>().ok_or_else(refused)?;
+        let id = std::str::from_utf8(id).map_err(|_| refused())?;
+        if *binding != self.binding(id) {
+            return Err(refused());
         }
-        Ok(Position(u64::from_be_bytes(position)))
+        Ok(Some(id.to_owned()))
+    }
+
+    fn binding(&self, id: &str) -> [u8; BINDING] {
+        let digest = Digest::of(format!("{}{}:{id}", self.0, id.len()).as_bytes());
+        let mut binding = [0; BINDING];
+        binding.copy_from_slice(&digest.as_bytes()[..BINDING]);
+        binding
     }
 }
 
@@ -59,10 +62,13 @@ mod tests {
     #[test]
     fn a_token_goes_on_with_its_own_question_only() {
         let question = Question::new(&["events", "dev", "SBOM"]);
-        let token = question.token(Position(7));
+        let token = question.token("evt_7");
+        let mut of_another = URL_SAFE_NO_PAD.decode(&token).unwrap();
+        *of_another.last_mut().unwrap() = b'8';
+        let seen = Some("evt_7".to_owned());
         for (case, asked, token, want) in [
-            ("the same", &question, token.clone(), Some(Position(7))),
-            ("none", &question, String::new(), Some(Position(0))),
+            ("the same", &question, token.clone(), Some(seen)),
+            ("none", &question, String::new(), Some(None)),
             (
                 "another tenant",
                 &Question::new(&["events", "prod", "SBOM"]),
@@ -75,13 +81,18 @@ mod tests {
                 token.clone(),
                 None,
             ),
-            ("cut short", &question, token[1..].to_owned(), None),
-            ("longer", &question, format!("{token}AA"), None),
+            (
+                "another event",
+                &question,
+                URL_SAFE_NO_PAD.encode(of_another),
+                None,
+            ),
+            ("cut short", &question, token[4..].to_owned(), None),
+            ("longer", &question, format!("{token}AAAA"), None),
+            ("no id", &question, token[..22].to_owned(), None),
             ("no base64", &question, "?".repeat(22), None),
         ] {
-            let got = asked
-                .position(&token, "page_token")
-                .map_err(|error| error.reason());
+            let got = asked.after(&token, "page_token").map_err(|error| error.reason());
             assert_eq!(got, want.ok_or_else(|| "BAD_PAGE_TOKEN".to_owned()), "{case}");
         }
     }

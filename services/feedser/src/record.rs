@@ -11,13 +11,11 @@ use stella_attest::json::{self, Limits};
 use stella_attest::key::VerifyingKey;
 use stella_attest::receipt::{self, Receipt, ReceiptError};
 
-use crate::store::{Position, StoredEvent};
+use crate::store::StoredEvent;
 
 /// A stored event that was read and judged.
 #[derive(Clone, Debug)]
 pub struct Record {
-    /// Its place in the order of appends.
-    pub position: Position,
     /// Its `_id`.
     pub id: String,
     /// How often it was written.
@@ -59,9 +57,8 @@ impl Record {
             }
             _ => Err(NotProven::Integrity),
         };
-        let (position, id, rev) = (stored.position, stored.id.clone(), stored.rev);
+        let (id, rev) = (stored.id.clone(), stored.rev);
         Self {
-            position,
             id,
             rev,
             stored,
@@ -213,7 +210,6 @@ mod tests {
             ),
         ] {
             let stored = StoredEvent {
-                position: Position(1),
                 id: "evt_1".into(),
                 kind: Some(Kind::Vex),
                 subject: Some(subject),

@@ -8,6 +8,7 @@
 
 #[cfg(test)]
 pub(crate) mod conformance;
+pub mod mongo;
 pub mod sqlite;
 
 use std::sync::Arc;
@@ -26,33 +27,40 @@ use stella_attest::timestamp::Timestamp;
 pub trait Store: Send + Sync {
     /// Inserts events, each at most once; the answers stand in the order of `events`.
     ///
-    /// The attestations that an event brings along are kept no later than the event, and only if it is inserted.
+    /// The attestations that an event brings along are kept no later than the event.
     async fn insert_events(&self, tenant: &str, events: Vec<NewEvent>) -> Result<Vec<Inserted>, StoreError>;
 
     /// Sets the proof of events whose tenant, id, revision and subject are still the ones named.
     ///
-    /// The attestations that a proof rests on are kept no later than the proof, and only if it is set.
+    /// The attestations that a proof rests on are kept no later than the proof.
     async fn set_proofs(&self, tenant: &str, updates: Vec<ProofUpdate>) -> Result<Vec<ProofSet>, StoreError>;
 
     /// Returns the events of these ids, in their order; `None` where the tenant has none.
     async fn events(&self, tenant: &str, ids: Vec<String>) -> Result<Vec<Option<StoredEvent>>, StoreError>;
 
-    /// Returns the events after `after` that pass the filter, in the order of their append.
+    /// Returns the events that pass the filter, in the store's stable order, from the first one or from the one that
+    /// comes after the tenant's event `after`. Whoever goes on from page to page meets every event that was there when
+    /// they began once, and one that is inserted meanwhile at most once.
+    ///
+    /// # Errors
+    /// [`StoreError::NoPlace`] if the store needs the event `after` to find its place, and has none of that id.
     async fn page(
         &self,
         tenant: &str,
         filter: Filter,
-        after: Position,
+        after: Option<String>,
         limit: PageLimit,
     ) -> Result<Page, StoreError>;
 
-    /// Returns at most `rows` unproven events of these kinds (all if empty) after `after`, in the order of their
-    /// append.
+    /// Returns at most `rows` unproven events of these kinds (all if empty) after the event `after`, in the same order.
+    ///
+    /// # Errors
+    /// As [`Store::page`].
     async fn unproven(
         &self,
         tenant: &str,
         kinds: Vec<Kind>,
-        after: Position,
+        after: Option<String>,
         rows: usize,
     ) -> Result<Vec<Unproven>, StoreError>;
 
@@ -97,6 +105,17 @@ pub enum StoreError {
     /// It is shutting down.
     #[error("the store is closed")]
     Closed,
+    /// The event to go on from is not in the store.
+    #[error("there is no event to go on from")]
+    NoPlace,
+    /// A document would be larger than the store can hold.
+    #[error("a document of {found} bytes is larger than the store holds, which is {max}")]
+    TooLarge {
+        /// How large it would be, in bytes.
+        found: usize,
+        /// How large it may be.
+        max: usize,
+    },
     /// More rows than the caller allowed.
     #[error("more than {rows} rows would be needed")]
     TooMany {
@@ -112,10 +131,6 @@ impl StoreError {
     }
 }
 
-/// Place of an event in the order of appends; greater is later. The first event comes after the default.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Position(pub u64);
-
 /// An event to insert, at revision 1.
 #[derive(Clone, Debug)]
 pub struct NewEvent {
@@ -127,6 +142,8 @@ pub struct NewEvent {
     pub subject: Digest,
     /// The document as RFC 8785 JSON, without `tenant`, `rev`, `provenance` and `trust`.
     pub doc: String,
+    /// The same document with the order of fields that its author chose, for a store that keeps it.
+    pub written: Bytes,
     /// Present if it is inserted already proven.
     pub proof: Option<Proof>,
     /// The attestations that the proof rests on.
@@ -185,8 +202,6 @@ pub enum ProofSet {
 /// An event as it lies in the store: the documents, and the columns that it is found by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredEvent {
-    /// Its place in the order of appends.
-    pub position: Position,
     /// The id that it is found by.
     pub id: String,
     /// The kind that it is found by; `None` if the store holds something else there.
@@ -232,7 +247,7 @@ pub struct PageLimit {
 /// A page of events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
-    /// In the order of their append.
+    /// In the store's stable order.
     pub events: Vec<StoredEvent>,
     /// True if there are more after the last one.
     pub more: bool,
@@ -241,8 +256,6 @@ pub struct Page {
 /// An unproven event, as far as a backfill needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unproven {
-    /// Its place in the order of appends.
-    pub position: Position,
     /// Its `_id`.
     pub id: String,
     /// Its `kind`.

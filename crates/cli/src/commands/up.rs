@@ -10,6 +10,7 @@ use clap::Args;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::feedser;
 use crate::devdir::{DevDir, Service};
 use crate::failure::Failure;
 use crate::output::{Output, print, print_json, print_line, say, table};
@@ -24,6 +25,16 @@ pub struct Place {
     /// Directory of keys, configurations, data and logs
     #[arg(long, value_name = "DIR", default_value = "./.stella-up")]
     pub dir: PathBuf,
+}
+
+/// How the services are started
+#[derive(Args, Clone, Debug)]
+pub struct Arguments {
+    #[command(flatten)]
+    place: Place,
+    /// Keeps events and attestations in the MongoDB database that URI names
+    #[arg(long, value_name = "URI", env = "STELLA_MONGODB_URI", hide_env_values = true)]
+    mongodb_uri: Option<String>,
 }
 
 /// Takes the directory for one supervisor; it is free again when this process ends.
@@ -69,11 +80,15 @@ fn runner(dir: &DevDir) -> Result<Option<i32>, Failure> {
     }
 }
 
-pub(crate) async fn up(place: Place, output: Output) -> Result<(), Failure> {
-    let dir = DevDir::claim(&place.dir, "up")?;
+pub(crate) async fn up(arguments: Arguments, output: Output) -> Result<(), Failure> {
+    let dir = DevDir::claim(&arguments.place.dir, "up")?;
     let _lock = lock(&dir)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    if let Some(uri) = &arguments.mongodb_uri {
+        dir.keep_in_mongodb(uri)?;
+        feedser::migrate(uri, None).await?;
+    }
     let supervisor = Supervisor::start(dir.clone())?;
     let ready = tokio::select! {
         ready = supervisor.ready() => ready,
@@ -93,7 +108,7 @@ pub(crate) async fn up(place: Place, output: Output) -> Result<(), Failure> {
                 .iter()
                 .map(|(service, ports)| (service, format!("https://127.0.0.1:{}", ports.main)))
                 .collect();
-            let ready = json!({"dir": place.dir, "env": env, "services": urls, "state": "ready"});
+            let ready = json!({"dir": arguments.place.dir, "env": env, "services": urls, "state": "ready"});
             print_line(&ready.to_string())?;
         }
         Output::Table => print_line(&format!(

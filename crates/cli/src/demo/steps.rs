@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Output as ProcessOutput;
 
+use bson::doc;
 use serde_json::Value;
 use stella_attest::digest::Digest;
 use stella_attest::evidence::{Evidence, LogEntry};
@@ -36,8 +37,19 @@ pub(super) struct Demo {
     connection: Connection,
     subject: Digest,
     attested: Vec<Attested>,
+    mongodb_uri: Option<String>,
     quiet: bool,
     _lock: std::fs::File,
+}
+
+/// The events of a MongoDB database, past the service.
+async fn events_of(uri: &str) -> Result<mongodb::Collection<bson::Document>, Failure> {
+    let client = mongodb::Client::with_uri_str(uri)
+        .await
+        .map_err(anyhow::Error::from)?;
+    let database = client.default_database();
+    let database = database.ok_or_else(|| Failure::new("the MongoDB URI names no database"))?;
+    Ok(database.collection("events"))
 }
 
 fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), Failure> {
@@ -49,12 +61,25 @@ fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), Failure
 }
 
 impl Demo {
-    pub(super) async fn start(root: &Path, quiet: bool) -> Result<Self, Failure> {
+    pub(super) async fn start(
+        root: &Path,
+        mongodb_uri: Option<String>,
+        quiet: bool,
+    ) -> Result<Self, Failure> {
         let dir = DevDir::claim(root, "demo")?;
         let running = up::lock(&dir)?;
         dir.empty()?;
         drop(running);
         let lock = up::lock(&dir)?;
+        if let Some(uri) = &mongodb_uri {
+            dir.keep_in_mongodb(uri)?;
+            crate::commands::feedser::migrate(uri, None).await?;
+            let events = events_of(uri).await?;
+            let found = events.find_one(doc! {}).await.map_err(anyhow::Error::from)?;
+            ensure(found.is_none(), || {
+                "the database has events; the demo needs one of its own".to_owned()
+            })?;
+        }
         let supervisor = Supervisor::start(dir.clone())?;
         if let Err(error) = supervisor.ready().await {
             supervisor.stop().await;
@@ -88,6 +113,7 @@ impl Demo {
             connection,
             subject,
             attested: Vec::new(),
+            mongodb_uri,
             quiet,
             _lock: lock,
         })
@@ -476,6 +502,20 @@ impl Demo {
 
     /// Writes `trust` of an event into the database, behind the service's back.
     async fn set_trust(&self, id: &str, trust: Option<&'static str>) -> Result<(), Failure> {
+        if let Some(uri) = &self.mongodb_uri {
+            let change = match trust {
+                Some(text) => {
+                    let block: Value = serde_json::from_str(text).map_err(anyhow::Error::from)?;
+                    let block = bson::serialize_to_bson(&block).map_err(anyhow::Error::from)?;
+                    doc! {"$set": {"trust": block}}
+                }
+                None => doc! {"$unset": {"trust": ""}},
+            };
+            let events = events_of(uri).await?;
+            let changed = events.update_one(doc! {"_id": id}, change).await;
+            let changed = changed.map_err(anyhow::Error::from)?.matched_count;
+            return ensure(changed == 1, || format!("{changed} documents were changed"));
+        }
         let (path, id) = (self.dir.of(Service::Feedser, "feedser.db"), id.to_owned());
         let changed = tokio::task::spawn_blocking(move || -> Result<usize, rusqlite::Error> {
             let database = rusqlite::Connection::open(path)?;

@@ -25,7 +25,7 @@ use stella_serve::sqlite::{self, Schema, Sharing};
 use tokio::sync::oneshot;
 
 use super::{
-    Attestation, AttestationInfo, Filter, Inserted, KindCount, NewEvent, Page, PageLimit, Position, ProofSet,
+    Attestation, AttestationInfo, Filter, Inserted, KindCount, NewEvent, Page, PageLimit, ProofSet,
     ProofUpdate, Store, StoreError, StoredEvent, Unproven,
 };
 use write::Request;
@@ -227,11 +227,11 @@ impl Store for SqliteStore {
         &self,
         tenant: &str,
         filter: Filter,
-        after: Position,
+        after: Option<String>,
         limit: PageLimit,
     ) -> Result<Page, StoreError> {
         let tenant = tenant.to_owned();
-        self.read(move |connection| Ok(read::page(connection, &tenant, &filter, after, limit)?))
+        self.read(move |connection| read::page(connection, &tenant, &filter, after.as_deref(), limit))
             .await
     }
 
@@ -239,11 +239,11 @@ impl Store for SqliteStore {
         &self,
         tenant: &str,
         kinds: Vec<Kind>,
-        after: Position,
+        after: Option<String>,
         rows: usize,
     ) -> Result<Vec<Unproven>, StoreError> {
         let tenant = tenant.to_owned();
-        self.read(move |connection| Ok(read::unproven(connection, &tenant, &kinds, after, rows)?))
+        self.read(move |connection| read::unproven(connection, &tenant, &kinds, after.as_deref(), rows))
             .await
     }
 
@@ -367,15 +367,17 @@ mod tests {
     }
 
     impl conformance::Fixture for Fixture {
-        fn new() -> Self {
-            Self {
+        async fn new() -> Option<Self> {
+            Some(Self {
                 dir: tempfile::tempdir().unwrap(),
-            }
+            })
         }
 
-        fn open(&self) -> Arc<dyn Store> {
+        async fn open(&self) -> Arc<dyn Store> {
             Arc::new(SqliteStore::open(&self.dir.path().join("feedser.db"), 3).unwrap())
         }
+
+        async fn end(self) {}
     }
 
     conformance::promises!(Fixture);
@@ -418,6 +420,7 @@ mod tests {
             kind: Kind::Vex,
             subject: Digest::of(b"subject"),
             doc: "{}".into(),
+            written: Default::default(),
             proof: None,
             evidence: Vec::new(),
         };
@@ -454,10 +457,7 @@ mod tests {
             ("of a kind", vex, &["before", "state", "after"]),
             ("of the subject", of_subject, &ids),
         ] {
-            let page = store
-                .page("dev", filter, Position::default(), limit)
-                .await
-                .unwrap();
+            let page = store.page("dev", filter, None, limit).await.unwrap();
             let found: Vec<&str> = page.events.iter().map(|event| event.id.as_str()).collect();
             assert_eq!(found, want, "{case}");
         }

@@ -13,15 +13,14 @@ use stella_attest::statement::Kind;
 use stella_attest::timestamp::Timestamp;
 
 use super::super::{
-    Attestation, AttestationInfo, Filter, KindCount, Page, PageLimit, Position, StoreError, StoredEvent,
-    Unproven,
+    Attestation, AttestationInfo, Filter, KindCount, Page, PageLimit, StoreError, StoredEvent, Unproven,
 };
-use super::{code_of, column, kind_of};
+use super::{code_of, kind_of};
 
-const EVENT_BY_ID: &str = "SELECT seq, id, kind, subject, rev, log_index, has_receipt, unproven, doc, provenance, trust \
+const EVENT_BY_ID: &str = "SELECT id, kind, subject, rev, log_index, has_receipt, unproven, doc, provenance, trust \
      FROM events WHERE id = ?1 AND tenant = ?2";
 
-const EVENT_BY_SEQ: &str = "SELECT seq, id, kind, subject, rev, log_index, has_receipt, unproven, doc, provenance, trust \
+const EVENT_BY_SEQ: &str = "SELECT id, kind, subject, rev, log_index, has_receipt, unproven, doc, provenance, trust \
      FROM events WHERE seq = ?1";
 
 pub(super) const SEQS_BY_STATE: &str = "SELECT seq FROM events \
@@ -68,15 +67,17 @@ pub(super) fn page(
     connection: &mut Connection,
     tenant: &str,
     filter: &Filter,
-    after: Position,
+    after: Option<&str>,
     limit: PageLimit,
-) -> rusqlite::Result<Page> {
+) -> Result<Page, StoreError> {
     let transaction = connection.transaction()?;
     let mut page = Page {
         events: Vec::new(),
         more: false,
     };
-    let Some(tenant) = string_id(&transaction, tenant)? else {
+    let tenant = string_id(&transaction, tenant)?;
+    let after = place(&transaction, tenant, after)?;
+    let Some(tenant) = tenant else {
         return Ok(page);
     };
     let rows = limit.rows.saturating_add(1);
@@ -103,11 +104,13 @@ pub(super) fn unproven(
     connection: &mut Connection,
     tenant: &str,
     kinds: &[Kind],
-    after: Position,
+    after: Option<&str>,
     rows: usize,
-) -> rusqlite::Result<Vec<Unproven>> {
+) -> Result<Vec<Unproven>, StoreError> {
     let transaction = connection.transaction()?;
-    let Some(tenant) = string_id(&transaction, tenant)? else {
+    let tenant = string_id(&transaction, tenant)?;
+    let after = place(&transaction, tenant, after)?;
+    let Some(tenant) = tenant else {
         return Ok(Vec::new());
     };
     let kinds = if kinds.is_empty() { &Kind::ALL[..] } else { kinds };
@@ -123,7 +126,6 @@ pub(super) fn unproven(
                 text(row, 3)?.unwrap_or_default(),
             );
             let event = |(kind, subject)| Unproven {
-                position: position(seq),
                 id,
                 kind,
                 subject,
@@ -225,6 +227,18 @@ pub(super) fn find(
     Ok(found)
 }
 
+/// The place of the tenant's event `after` in the order of appends; rows count from 1 upwards.
+fn place(connection: &Connection, tenant: Option<i64>, after: Option<&str>) -> Result<i64, StoreError> {
+    let Some(after) = after else {
+        return Ok(0);
+    };
+    let seq = connection
+        .prepare_cached("SELECT seq FROM events WHERE id = ?1 AND tenant = ?2")?
+        .query_row(params![after, tenant], |row| row.get(0))
+        .optional()?;
+    seq.ok_or(StoreError::NoPlace)
+}
+
 /// Every kind and state that the tenant's rows have, also those that only an edit gives: no row leaves the list of all.
 fn groups(connection: &Connection, tenant: i64) -> rusqlite::Result<Vec<(Value, Value)>> {
     let mut statement = connection.prepare_cached(NEXT_GROUP)?;
@@ -248,7 +262,7 @@ fn seqs_by_state(
     tenant: i64,
     kinds: &[Kind],
     proven: Option<bool>,
-    after: Position,
+    after: i64,
     rows: usize,
 ) -> rusqlite::Result<Vec<i64>> {
     let kinds: Vec<Value> = kinds.iter().map(|kind| code_of(*kind).into()).collect();
@@ -261,7 +275,7 @@ fn seqs_by_state(
     let mut statement = connection.prepare_cached(SEQS_BY_STATE)?;
     let mut seqs = Vec::new();
     for (kind, unproven) in groups {
-        let range = params![tenant, kind, unproven, column(after.0), rows_wanted];
+        let range = params![tenant, kind, unproven, after, rows_wanted];
         for seq in statement.query_map(range, |row| row.get::<_, i64>(0))? {
             seqs.push(seq?);
         }
@@ -276,11 +290,11 @@ fn seqs_by_subject(
     tenant: i64,
     subject: &Digest,
     filter: &Filter,
-    after: Position,
+    after: i64,
     rows: usize,
 ) -> rusqlite::Result<Vec<i64>> {
     let mut statement = connection.prepare_cached(SEQS_BY_SUBJECT)?;
-    let mut answer = statement.query(params![tenant, subject.as_bytes(), column(after.0)])?;
+    let mut answer = statement.query(params![tenant, subject.as_bytes(), after])?;
     let mut seqs = Vec::new();
     while let Some(row) = answer.next()? {
         let code = integer(row, 1)?.unwrap_or_default();
@@ -298,23 +312,22 @@ fn seqs_by_subject(
 
 fn stored_event(row: &Row<'_>) -> rusqlite::Result<StoredEvent> {
     Ok(StoredEvent {
-        position: position(row.get(0)?),
-        id: text(row, 1)?.unwrap_or_default(),
-        kind: kind_of(integer(row, 2)?.unwrap_or_default()),
-        subject: digest(row, 3)?,
-        rev: integer(row, 4)?
+        id: text(row, 0)?.unwrap_or_default(),
+        kind: kind_of(integer(row, 1)?.unwrap_or_default()),
+        subject: digest(row, 2)?,
+        rev: integer(row, 3)?
             .and_then(|rev| u64::try_from(rev).ok())
             .unwrap_or(u64::MAX),
-        log_index: integer(row, 5)?.map(|index| u64::try_from(index).unwrap_or(u64::MAX)),
-        has_receipt: integer(row, 6)? != Some(0),
-        unproven: match integer(row, 7)? {
+        log_index: integer(row, 4)?.map(|index| u64::try_from(index).unwrap_or(u64::MAX)),
+        has_receipt: integer(row, 5)? != Some(0),
+        unproven: match integer(row, 6)? {
             Some(0) => Some(false),
             Some(1) => Some(true),
             _ => None,
         },
-        doc: text(row, 8)?.unwrap_or_default(),
-        provenance: text(row, 9)?,
-        trust: text(row, 10)?,
+        doc: text(row, 7)?.unwrap_or_default(),
+        provenance: text(row, 8)?,
+        trust: text(row, 9)?,
     })
 }
 
@@ -353,9 +366,4 @@ fn digest(row: &Row<'_>, index: usize) -> rusqlite::Result<Option<Digest>> {
         ValueRef::Blob(bytes) => bytes.try_into().ok().map(Digest::from_bytes),
         ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_) | ValueRef::Text(_) => None,
     })
-}
-
-/// Rows count from 1 upwards.
-fn position(seq: i64) -> Position {
-    Position(seq.unsigned_abs())
 }
