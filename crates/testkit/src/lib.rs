@@ -1,9 +1,10 @@
 //! What tests of whole services need: the four services as processes, identities to call them with, and tools of
 //! others.
 //!
-//! [`stack::Stack`] runs `stella up` in a directory of its own, [`rest`] calls it over HTTP; [`tools::tool`] finds a program that `.ci/tools`
-//! brings; [`needs`] says what a test lacked.
+//! [`stack::Stack`] runs `stella up` in a directory of its own, [`rest`] calls it over HTTP; [`tools::tool`] finds a
+//! program that `cargo xtask peers` brings, [`peers`] starts the servers among them; [`needs`] says what a test lacked.
 
+pub mod peers;
 pub mod rest;
 pub mod stack;
 pub mod tools;

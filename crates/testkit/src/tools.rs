@@ -1,34 +1,55 @@
-//! Programs of others, at the versions that `.ci/tools` brings.
+//! Programs of others, at the versions that `cargo xtask peers` brings.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::needs;
 
-/// The directory that `.ci/tools` fills.
-fn folder() -> PathBuf {
-    if let Some(folder) = std::env::var_os("STELLA_TOOLS") {
+/// The directory that `cargo xtask peers` fills.
+pub(crate) fn folder() -> PathBuf {
+    if let Some(folder) = std::env::var_os("STELLA_PEERS") {
         return folder.into();
     }
     let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache");
     std::env::var_os("XDG_CACHE_HOME")
         .map_or_else(home, PathBuf::from)
-        .join("stella-tools")
+        .join("stella-peers")
+}
+
+/// Says aloud that the peer `name` is not there.
+fn needs_peer(name: &str) {
+    needs(&format!("{name} (cargo xtask peers {name})"));
 }
 
 /// The program `name`; `None`, said aloud, if the machine does not have it.
 pub fn tool(name: &str) -> Option<PathBuf> {
-    let brought = [format!("bin/{name}"), format!("python/bin/{name}")].map(|place| folder().join(place));
+    tool_of(name, name)
+}
+
+/// The program `name` of the peer `peer`, where one brings several; `None`, said aloud, if the machine does not have it.
+pub fn tool_of(peer: &str, name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let installed = std::env::split_paths(&path).map(|folder| folder.join(name));
-    let found = brought.into_iter().chain(installed).find(|place| place.is_file());
+    let found = std::iter::once(folder().join("bin").join(name))
+        .chain(installed)
+        .find(|place| place.is_file());
     if found.is_none() {
-        needs(&format!("{name} (.ci/tools)"));
+        needs_peer(peer);
     }
     found
 }
 
-/// The Python that `.ci/tools` makes, with the module `module`; `None`, said aloud, without it.
+/// What lies at `place` below the directory of the peers once `peer` is brought; `None`, said aloud, without it.
+pub(crate) fn part_of(peer: &str, place: &str) -> Option<PathBuf> {
+    let found = folder().join(place);
+    if found.exists() {
+        return Some(found);
+    }
+    needs_peer(peer);
+    None
+}
+
+/// The Python that has the module `module`; `None`, said aloud, without it.
 pub fn python(module: &str) -> Option<PathBuf> {
     let program = folder().join("python/bin/python");
     let imports = Command::new(&program)
@@ -37,7 +58,7 @@ pub fn python(module: &str) -> Option<PathBuf> {
     if imports.is_ok_and(|output| output.status.success()) {
         return Some(program);
     }
-    needs(&format!("python module {module} (.ci/tools)"));
+    needs_peer(module);
     None
 }
 

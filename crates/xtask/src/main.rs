@@ -1,5 +1,7 @@
-//! Developer commands: `cargo xtask test` runs every test with what the machine has, `cargo xtask bench` measures.
+//! Developer commands: `cargo xtask test` runs every test with what the machine has, `cargo xtask bench` measures,
+//! `cargo xtask peers` brings the programs of others that both need.
 
+mod peers;
 mod test;
 
 use std::process::{Command, ExitCode};
@@ -30,12 +32,25 @@ enum Task {
         #[arg(long, value_name = "TEXT")]
         only: Option<String>,
     },
+    /// Brings the programs of others that checks and tests need into `$STELLA_PEERS`, the user's cache by default
+    Peers {
+        /// Prints each with version, licence and the files that use it, and brings nothing
+        #[arg(long)]
+        list: bool,
+        /// Only these
+        names: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Task::Test { arguments } => test::run(&arguments),
         Task::Bench { json, only } => bench(json, only),
+        Task::Peers { list: true, .. } => {
+            peers::list();
+            Ok(ExitCode::SUCCESS)
+        }
+        Task::Peers { list: false, names } => peers::bring(&names).map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");

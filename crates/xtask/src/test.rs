@@ -1,7 +1,7 @@
 //! `cargo xtask test`: one `cargo test` over the workspace, and a summary that hides nothing.
 //!
 //! A test that lacks a tool or input writes `NAME` into the file that `STELLA_NOT_RUN` names (see `testkit::needs`) and
-//! passes; the summary lists each. With `CI=true` such a test fails instead.
+//! passes; the summary lists each. With `CI=true` all peers are brought first, and such a test fails instead.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
@@ -9,10 +9,13 @@ use std::process::{ExitCode, Stdio};
 
 use anyhow::Context as _;
 
-use crate::cargo;
+use crate::{cargo, peers};
 
 /// Runs every test.
 pub(crate) fn run(arguments: &[String]) -> anyhow::Result<ExitCode> {
+    if std::env::var("CI").as_deref() == Ok("true") {
+        peers::bring(&[])?;
+    }
     let lacking = std::env::temp_dir().join(format!("stella-not-run-{}", std::process::id()));
     std::fs::write(&lacking, "")?;
     let built = cargo()
