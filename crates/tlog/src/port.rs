@@ -111,6 +111,39 @@ pub enum LogError {
     /// The log was closed.
     #[error("the log is closed")]
     Closed,
+    /// The log cannot be reached, did not answer in time, or failed itself (5xx, 429); `0` says what was seen last.
+    /// Whether an entry was written is not known: the same submission again finds it.
+    #[error("the log does not answer: {0}")]
+    Unavailable(String),
+    /// The log refuses the request (4xx, 501).
+    #[error("the log refuses with status {status}: {message}")]
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// The beginning of what the log says about it.
+        message: String,
+    },
+    /// The log's answer is malformed or does not hold, and nothing of it is believed.
+    #[error("the log's answer does not hold ({reason}): {detail}")]
+    AnswerInvalid {
+        /// The reason code of what does not hold, such as `ROOT_MISMATCH`.
+        reason: &'static str,
+        /// What was seen.
+        detail: String,
+    },
+    /// The log shows another tree than the one it showed before. It is not trusted until an operator removes the file
+    /// in which the log's last checkpoint is kept.
+    #[error("the log was forked: {0}")]
+    Forked(String),
+    /// The log shows a smaller tree than before; the same applies.
+    #[error("the log was rolled back: {0}")]
+    RolledBack(String),
+    /// The log has no such entry.
+    #[error("the log has no such entry")]
+    EntryNotFound,
+    /// The log cannot be searched this way.
+    #[error("the log cannot be searched by {0}")]
+    NotSearchable(&'static str),
 }
 
 impl LogError {
@@ -123,9 +156,14 @@ impl LogError {
             Self::Busy => "LOG_BUSY",
             Self::WitnessUnavailable(_) => "WITNESS_UNAVAILABLE",
             Self::CheckpointStale(_) => "CHECKPOINT_STALE",
-            Self::Fork(_) => "LOG_FORK",
+            Self::Fork(_) | Self::Forked(_) => "LOG_FORK",
             Self::ConsistencyInvalid(_) => "CONSISTENCY_INVALID",
-            Self::Storage(_) | Self::Closed => "LOG_UNAVAILABLE",
+            Self::Storage(_) | Self::Closed | Self::Unavailable(_) => "LOG_UNAVAILABLE",
+            Self::Refused { .. } => "LOG_REFUSED",
+            Self::AnswerInvalid { .. } => "LOG_ANSWER_INVALID",
+            Self::RolledBack(_) => "LOG_ROLLED_BACK",
+            Self::EntryNotFound => "LOG_ENTRY_NOT_FOUND",
+            Self::NotSearchable(_) => "LOG_NOT_SEARCHABLE",
         }
     }
 }

@@ -171,16 +171,23 @@ impl Error {
             Self::Audit(error) => refuse(Code::Unavailable, error.reason(), text),
             Self::Log(error) => {
                 let code = match error {
-                    LogError::KeyNotLoggable | LogError::SignatureInvalid | LogError::EntryTooLarge(_) => {
-                        Code::FailedPrecondition
-                    }
+                    LogError::KeyNotLoggable
+                    | LogError::SignatureInvalid
+                    | LogError::EntryTooLarge(_)
+                    | LogError::Refused { .. }
+                    | LogError::EntryNotFound
+                    | LogError::NotSearchable(_) => Code::FailedPrecondition,
                     LogError::Busy => Code::ResourceExhausted,
-                    LogError::CheckpointStale(_) | LogError::Fork(_) | LogError::ConsistencyInvalid(_) => {
-                        Code::DataLoss
-                    }
-                    LogError::WitnessUnavailable(_) | LogError::Storage(_) | LogError::Closed => {
-                        Code::Unavailable
-                    }
+                    LogError::CheckpointStale(_)
+                    | LogError::Fork(_)
+                    | LogError::ConsistencyInvalid(_)
+                    | LogError::AnswerInvalid { .. }
+                    | LogError::Forked(_)
+                    | LogError::RolledBack(_) => Code::DataLoss,
+                    LogError::WitnessUnavailable(_)
+                    | LogError::Storage(_)
+                    | LogError::Closed
+                    | LogError::Unavailable(_) => Code::Unavailable,
                 };
                 refuse(code, error.reason(), text)
             }

@@ -458,7 +458,10 @@ fn many_write_while_the_signer_signs_and_the_witness_cosigns_it_all() {
             let predicate = json!({"statements": [{"number": number}]});
             let bundle = stack.attest("vex", &blob, &predicate, &format!("beside-{number}"));
             let evidence = Evidence::parse(&std::fs::read(bundle).expect("a bundle")).expect("evidence");
-            written.lock().expect("no panic").extend(evidence.material.log_entries);
+            written
+                .lock()
+                .expect("no panic")
+                .extend(evidence.material.log_entries);
         }
     });
     let written = written.into_inner().expect("no panic");

@@ -76,9 +76,24 @@ impl RekorV2 {
         Some(SHARED.get_or_init(|| Self::start_program(server, RekorV2Options::default())))
     }
 
+    /// Another log with the key of this one, and empty: what a log that was forked or rolled back looks like.
+    ///
+    /// # Panics
+    /// It does not come up.
+    #[must_use]
+    pub fn another(&self, options: RekorV2Options) -> Self {
+        let key = std::fs::read_to_string(self.home.file("key.pem")).expect("the key");
+        let key = KeyPair::from_pem(&key).expect("the key");
+        Self::start_with(self.server.clone(), &key, options)
+    }
+
     fn start_program(server: PathBuf, options: RekorV2Options) -> Self {
-        let home = Home::new();
         let key = KeyPair::generate_for(&PKCS_ED25519).expect("a key");
+        Self::start_with(server, &key, options)
+    }
+
+    fn start_with(server: PathBuf, key: &KeyPair, options: RekorV2Options) -> Self {
+        let home = Home::new();
         home.write("key.pem", key.serialize_pem());
         let ports = Ports {
             http: ports::free(),

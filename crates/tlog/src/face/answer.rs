@@ -107,7 +107,14 @@ impl Refusal {
                 | LogError::Fork(_)
                 | LogError::ConsistencyInvalid(_)
                 | LogError::Storage(_)
-                | LogError::Closed => unavailable(error.to_string()),
+                | LogError::Closed
+                | LogError::Unavailable(_)
+                | LogError::Refused { .. }
+                | LogError::AnswerInvalid { .. }
+                | LogError::Forked(_)
+                | LogError::RolledBack(_)
+                | LogError::EntryNotFound
+                | LogError::NotSearchable(_) => unavailable(error.to_string()),
             },
             Self::LogTooSlow => (
                 StatusCode::GATEWAY_TIMEOUT,

@@ -1,0 +1,87 @@
+//! What tests are given: envelopes with their signatures, logs that are trusted, clients of them.
+
+use std::path::Path;
+use std::sync::Once;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use stella_attest::checkpoint::LogKey;
+use stella_attest::digest::Digest;
+use stella_attest::dsse::Envelope;
+use stella_attest::entry;
+use stella_attest::evidence::LogEntry;
+use stella_attest::key::{Algorithm, SigningKey, VerifyingKey};
+use stella_attest::trust::TrustedLog;
+use stella_attest::verify;
+use stella_tlog::rekor::RekorConfig;
+use stella_tlog::{LogError, Submission};
+
+/// A submission that no other test makes: an in-toto statement about a subject of its own, and that subject's digest.
+pub fn submission() -> (Submission, Digest) {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let key = SigningKey::generate(Algorithm::EcdsaP256).expect("a key");
+    let number = NUMBER.fetch_add(1, Ordering::SeqCst);
+    let subject = Digest::of(&[key.verifying_key().spki(), &number.to_be_bytes()].concat());
+    let payload = format!(
+        "{{\"_type\":\"https://in-toto.io/Statement/v1\",\"predicate\":{{}},\"predicateType\":\"https://example.com/p/v1\",\
+         \"subject\":[{{\"digest\":{{\"sha256\":\"{}\"}},\"name\":\"app.bin\"}}]}}",
+        subject.hex()
+    );
+    let envelope = Envelope::sign("application/vnd.in-toto+json", payload.as_bytes(), &key).expect("signed");
+    let submission = Submission {
+        pae_digest: Digest::of(&envelope.pae()),
+        signature: envelope.signatures[0].sig.clone(),
+        key: key.verifying_key().clone(),
+        envelope: envelope.canonical_bytes().into(),
+    };
+    (submission, subject)
+}
+
+/// The log with this key (PEM) and origin.
+pub fn trusted(origin: &str, key_pem: &str) -> TrustedLog {
+    let key = VerifyingKey::from_spki_pem(key_pem).expect("a key");
+    TrustedLog {
+        key: LogKey::new(origin, key).expect("a log's key"),
+        base_url: String::new(),
+        distrusted: false,
+    }
+}
+
+/// The configuration of a client of `log` at `url`, which keeps what it sees in `state`.
+pub fn config(url: &str, log: TrustedLog, state: Option<&Path>) -> RekorConfig {
+    static PROVIDER: Once = Once::new();
+    PROVIDER.call_once(|| {
+        let installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        installed.expect("nobody else installs one");
+    });
+    let mut config = RekorConfig::new(url, log);
+    config.state_dir = state.map(Path::to_owned);
+    config.stale_timeout = Duration::from_secs(1);
+    config
+}
+
+/// Asserts that `entry` holds by itself, as any verifier would see it, and is of `submission`.
+#[track_caller]
+pub fn assert_proven(entry: &LogEntry, submission: &Submission, log: &TrustedLog) {
+    let checked = verify::check_entry(entry, log).map(|_| ());
+    assert_eq!(checked, Ok(()));
+    let payload = Envelope::parse(&submission.envelope)
+        .expect("an envelope")
+        .payload;
+    let body = entry::parse(&entry.kind, &entry.version, &entry.body).expect("a known kind");
+    let bound = body.binds(
+        &submission.pae_digest,
+        Some(&Digest::of(&payload)),
+        &submission.signature,
+        submission.key.spki(),
+    );
+    assert_eq!(bound, Ok(()));
+}
+
+/// The reason of a failure, and the one within if the log's answer was at fault.
+pub fn reasons(error: &LogError) -> (&'static str, &'static str) {
+    match error {
+        LogError::AnswerInvalid { reason, .. } => (error.reason(), reason),
+        _ => (error.reason(), ""),
+    }
+}
