@@ -4,6 +4,7 @@
 //! judged at the token's time, not now. The parsing of CMS and the chain are the `sigstore-tsa` crate's work, wrapped
 //! here alone; which authority is meant, for how long it counts and which reason is given are ours.
 
+use p256::pkcs8::der::pem;
 use serde_json::{Value, json};
 use sigstore_tsa::{Error, TsaAuthority, verify_timestamp_for_authority};
 use sigstore_types::{DerCertificate, SignatureBytes, TimestampToken};
@@ -62,6 +63,29 @@ impl TsaError {
 }
 
 impl Authority {
+    /// The authority `name` with the certificates of a PEM file: its own first, then those between, the root last.
+    /// `None` if it holds no such chain.
+    pub fn from_pem(name: &str, text: &str) -> Option<Self> {
+        let mut certificates = Vec::new();
+        for part in text.split_inclusive("-----END CERTIFICATE-----") {
+            let Some(begin) = part.find("-----BEGIN") else {
+                continue;
+            };
+            let (label, der) = pem::decode_vec(part[begin..].as_bytes()).ok()?;
+            if label != "CERTIFICATE" {
+                return None;
+            }
+            certificates.push(der);
+        }
+        let authority = Self {
+            name: name.to_owned(),
+            certificates,
+            valid_from: None,
+            valid_until: None,
+        };
+        authority.is_well_formed().then_some(authority)
+    }
+
     /// Whether this could be an authority: two to eight certificates of a sane size.
     pub fn is_well_formed(&self) -> bool {
         (2..=MAX_CERTIFICATES).contains(&self.certificates.len())

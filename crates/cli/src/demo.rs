@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::failure::Failure;
 use crate::output::{Output, print, say, table};
+use crate::parts;
 
 /// Shows the whole path on real input, in an empty directory
 #[derive(Args, Debug)]
@@ -22,9 +23,8 @@ pub struct Arguments {
     /// Directory of the demo; one of an earlier demo is replaced
     #[arg(long, value_name = "DIR", default_value = "./.stella")]
     dir: PathBuf,
-    /// Keeps events and attestations in the MongoDB database that URI names; it must have no events
-    #[arg(long, value_name = "URI", env = "STELLA_MONGODB_URI", hide_env_values = true)]
-    mongodb_uri: Option<String>,
+    #[command(flatten)]
+    parts: parts::Arguments,
     /// Prints one JSON object and nothing else
     #[arg(long)]
     json: bool,
@@ -87,9 +87,9 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<ExitCode
     };
     let mut counts = Counts::default();
     let since = Instant::now();
-    let held = match steps::Demo::start(&arguments.dir, arguments.mongodb_uri, as_json).await {
+    let held = match steps::Demo::start(&arguments.dir, &arguments.parts, as_json).await {
         Ok(mut demo) => {
-            log.note("start", since, Ok(format!("four services on {}", demo.ports())));
+            log.note("start", since, Ok(demo.started()));
             let all = steps_of(&mut demo, &mut log, &mut counts).await;
             let since = Instant::now();
             let stopped = demo.stop().await;

@@ -21,6 +21,7 @@ use stella_serve::fs::{Access, write_atomic};
 use stella_serve::pki::{DevCa, Order};
 
 use crate::commands::keys;
+use crate::parts::{MONGODB_URI, Parts};
 
 /// The tenant of a development directory.
 pub const TENANT: &str = "dev";
@@ -28,8 +29,12 @@ pub const TENANT: &str = "dev";
 pub const ORIGIN: &str = "127.0.0.1";
 /// The witness's name.
 pub const WITNESS: &str = "stella.local/witness";
-/// Where the URI of Feedser's database stands, if it is a MongoDB.
-pub const MONGODB_URI: &str = "mongodb.uri";
+/// The method table; made last.
+const ACCESS: &str = "access.toml";
+/// The public key of a Rekor, for the Signer.
+const REKOR_KEY: &str = "rekor.pub.pem";
+/// The certificates of a timestamp authority, for the Signer.
+const TSA_CHAIN: &str = "tsa.pem";
 /// Says that a directory is one of ours, and of which command.
 const MARKER: &str = ".stella";
 
@@ -101,7 +106,7 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    fn bind(service: Service, ports: Option<Ports>) -> anyhow::Result<Self> {
+    fn bind(ports: Option<Ports>, has_log: bool) -> anyhow::Result<Self> {
         let bind = |port: u16| {
             TcpListener::bind(("127.0.0.1", port))
                 .with_context(|| format!("port {port} of an earlier start is in use"))
@@ -109,7 +114,7 @@ impl Listeners {
         let new = Ports {
             main: 0,
             ops: 0,
-            log: (service == Service::Signer).then_some(0),
+            log: has_log.then_some(0),
         };
         let ports = ports.unwrap_or(new);
         Ok(Self {
@@ -215,7 +220,7 @@ impl DevDir {
     ///
     /// # Errors
     /// A kept port is in use.
-    pub fn bind(&self) -> anyhow::Result<BTreeMap<Service, Listeners>> {
+    pub fn bind(&self, parts: &Parts) -> anyhow::Result<BTreeMap<Service, Listeners>> {
         let file = self.path("ports.json");
         let kept: BTreeMap<String, Ports> = match fs::read(&file) {
             Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("`{}`", file.display()))?,
@@ -224,7 +229,8 @@ impl DevDir {
         let mut listeners = BTreeMap::new();
         let mut ports = BTreeMap::new();
         for service in Service::ALL {
-            let bound = Listeners::bind(service, kept.get(service.name()).copied())?;
+            let has_log = service == Service::Signer && parts.rekor.is_none();
+            let bound = Listeners::bind(kept.get(service.name()).copied(), has_log)?;
             ports.insert(service.name(), bound.ports()?);
             listeners.insert(service, bound);
         }
@@ -242,32 +248,17 @@ impl DevDir {
         Ok(serde_json::from_slice(&bytes)?)
     }
 
-    /// Has Feedser use the MongoDB database that `uri` names, and not a file of its own.
-    ///
-    /// # Errors
-    /// The directory has events in a file already, or the URI cannot be written.
-    pub fn keep_in_mongodb(&self, uri: &str) -> anyhow::Result<()> {
-        let database = self.of(Service::Feedser, "feedser.db");
-        ensure!(
-            !database.exists(),
-            "events lie in `{}` already; name another --dir",
-            database.display()
-        );
-        fs::create_dir_all(self.of(Service::Feedser, ""))?;
-        write_atomic(
-            &self.of(Service::Feedser, MONGODB_URI),
-            uri.as_bytes(),
-            Access::Owner,
-        )?;
-        Ok(())
+    /// Whether keys, configurations and trust roots are there.
+    pub fn is_made(&self) -> bool {
+        self.path(ACCESS).exists()
     }
 
     /// Makes keys, certificates, configurations and trust roots, unless they are there.
     ///
     /// # Errors
     /// Something cannot be made.
-    pub fn provision(&self, ports: &BTreeMap<String, Ports>) -> anyhow::Result<()> {
-        if self.path("access.toml").exists() {
+    pub fn provision(&self, ports: &BTreeMap<String, Ports>, parts: &Parts) -> anyhow::Result<()> {
+        if self.is_made() {
             return Ok(());
         }
         for service in Service::ALL {
@@ -276,17 +267,18 @@ impl DevDir {
         fs::create_dir_all(self.path("logs"))?;
         fs::create_dir_all(self.path("operator"))?;
         self.certificates()?;
-        let witness = self.keys(ports)?;
+        let witness = self.keys(ports, parts)?;
+        if let Some(rekor) = &parts.rekor {
+            fs::write(self.of(Service::Signer, REKOR_KEY), &rekor.key)?;
+        }
+        if let Some(tsa) = &parts.tsa {
+            fs::write(self.of(Service::Signer, TSA_CHAIN), &tsa.chain)?;
+        }
         for service in Service::ALL {
-            let text = config(service, ports, &witness)?;
-            let text = match self.of(Service::Feedser, MONGODB_URI).exists() {
-                true => text.replace(SQLITE, &format!("mongodb_uri_file = \"{MONGODB_URI}\"")),
-                false => text,
-            };
-            fs::write(self.config(service), text)?;
+            fs::write(self.config(service), config(service, ports, &witness, parts)?)?;
         }
         // Last, because its presence says that all the rest is there.
-        method_table()?.save(&self.path("access.toml"))?;
+        method_table()?.save(&self.path(ACCESS))?;
         Ok(())
     }
 
@@ -315,14 +307,13 @@ impl DevDir {
     }
 
     /// One key for each purpose, the first key history, and the trust roots that name their public halves.
-    fn keys(&self, ports: &BTreeMap<String, Ports>) -> anyhow::Result<NoteKey> {
+    fn keys(&self, ports: &BTreeMap<String, Ports>, parts: &Parts) -> anyhow::Result<NoteKey> {
         let attestation = SigningKey::generate(Algorithm::EcdsaP256)?;
         keys::place(&self.of(Service::Signer, "keys"), "default", &attestation)
             .map_err(|failure| anyhow::anyhow!(failure.text(false)))?;
         let manifest = self.new_key(Service::Signer, "manifest.pem", Algorithm::EcdsaP256)?;
         let history = self.new_key(Service::Signer, "history.pem", Algorithm::EcdsaP256)?;
         let audit = self.new_key(Service::Signer, "audit.pem", Algorithm::Ed25519)?;
-        let log = self.new_key(Service::Signer, "log.pem", Algorithm::Ed25519)?;
         let receipt = self.new_key(Service::Verifier, "receipt.pem", Algorithm::Ed25519)?;
         let witness = self.new_key(Service::Verifier, "witness.pem", Algorithm::Ed25519)?;
         let witness = NoteKey::cosignature(WITNESS, witness.verifying_key())?;
@@ -348,10 +339,16 @@ impl DevDir {
             tenants: vec!["*".into()],
             predicate_types: vec!["*".into()],
         };
-        let trusted = TrustedLog {
-            key: LogKey::new(ORIGIN, log.verifying_key().clone())?,
-            base_url: log_url(ports).unwrap_or_else(|| format!("https://{ORIGIN}")),
-            distrusted: false,
+        let trusted = match &parts.rekor {
+            Some(rekor) => rekor.trusted()?,
+            None => {
+                let log = self.new_key(Service::Signer, "log.pem", Algorithm::Ed25519)?;
+                TrustedLog {
+                    key: LogKey::new(ORIGIN, log.verifying_key().clone())?,
+                    base_url: log_url(ports).unwrap_or_else(|| format!("https://{ORIGIN}")),
+                    distrusted: false,
+                }
+            }
         };
         let roots = TrustRoots::new(
             vec![
@@ -364,6 +361,10 @@ impl DevDir {
             vec![witness.clone()],
             vec![receipt.verifying_key().clone()],
         );
+        let roots = match &parts.tsa {
+            Some(tsa) => roots.with_timestamp_authorities(vec![tsa.authority()?]),
+            None => roots,
+        };
         write_atomic(
             &self.of(Service::Verifier, "trust-roots.json"),
             roots.to_canonical(),
@@ -403,7 +404,7 @@ impl DevDir {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn write_env(&self, ports: &BTreeMap<String, Ports>) -> anyhow::Result<PathBuf> {
+    pub fn write_env(&self, ports: &BTreeMap<String, Ports>, parts: &Parts) -> anyhow::Result<PathBuf> {
         let url = |service: Service| format!("https://127.0.0.1:{}", ports[service.name()].main);
         let path = |relative: &str| self.path(relative).display().to_string();
         let mut text = String::new();
@@ -417,9 +418,11 @@ impl DevDir {
             ("STELLA_CERT", path("operator/cert.pem")),
             ("STELLA_KEY", path("operator/key.pem")),
             ("STELLA_TENANT", TENANT.to_owned()),
-            ("STELLA_LOG_DIR", path("signer/log")),
         ] {
             text.push_str(&format!("{name}={}\n", quoted(&value)));
+        }
+        if parts.rekor.is_none() {
+            text.push_str(&format!("STELLA_LOG_DIR={}\n", quoted(&path("signer/log"))));
         }
         if let Some(url) = log_url(ports) {
             text.push_str(&format!("STELLA_LOG_URL={}\n", quoted(&url)));
@@ -509,10 +512,50 @@ pub fn methods(text: &str) -> anyhow::Result<Methods> {
     Ok(methods)
 }
 
-/// Feedser's store where it is a file.
-const SQLITE: &str = "path = \"feedser.db\"";
+/// The Signer's logs, and its timestamp authority.
+fn logs(http: Option<u16>, witness: &NoteKey, parts: &Parts) -> String {
+    let mut text = String::new();
+    match &parts.rekor {
+        None => {
+            text.push_str(&format!(
+                "[log]\ndir = \"log\"\nkey = \"log.pem\"\norigin = \"{ORIGIN}\"\nrequired_witnesses = [\"{witness}\"]\n"
+            ));
+            if let Some(port) = http {
+                text.push_str(&format!("\n[log.http]\nlisten = \"127.0.0.1:{port}\"\n"));
+            }
+        }
+        Some(rekor) => {
+            text.push_str(&format!(
+                "[[rekor]]\nversion = {}\nurl = {}\npublic_key = \"{REKOR_KEY}\"\nstate_dir = \"rekor\"\n",
+                rekor.version,
+                toml_text(&rekor.url)
+            ));
+            if rekor.version == 2 {
+                text.push_str(&format!("required_witnesses = [\"{witness}\"]\n"));
+            }
+            if let Some(tiles) = &rekor.tiles {
+                text.push_str(&format!("tiles_url = {}\n", toml_text(tiles)));
+            }
+        }
+    }
+    if let Some(tsa) = &parts.tsa {
+        let url = toml_text(&tsa.url);
+        text.push_str(&format!("\n[tsa]\nurl = {url}\nchain = \"{TSA_CHAIN}\"\n"));
+    }
+    text
+}
 
-fn config(service: Service, ports: &BTreeMap<String, Ports>, witness: &NoteKey) -> anyhow::Result<String> {
+/// `text` as a TOML string.
+fn toml_text(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
+fn config(
+    service: Service,
+    ports: &BTreeMap<String, Ports>,
+    witness: &NoteKey,
+    parts: &Parts,
+) -> anyhow::Result<String> {
     let own = ports[service.name()];
     let head = format!(
         "[server]\nlisten = \"127.0.0.1:{}\"\nops_listen = \"127.0.0.1:{}\"\ncertificate = \"cert.pem\"\n\
@@ -525,19 +568,20 @@ fn config(service: Service, ports: &BTreeMap<String, Ports>, witness: &NoteKey) 
             ports[other.name()].main
         )
     };
-    let http = own
-        .log
-        .map(|port| format!("\n[log.http]\nlisten = \"127.0.0.1:{port}\"\n"));
-    let http = http.unwrap_or_default();
     let body = match service {
         Service::Signer => format!(
             "[keys]\ndir = \"keys\"\nmanifest_key = \"manifest.pem\"\nmanifest_caller = \"{}\"\n\
              history_key = \"history.pem\"\n\
-             history_dir = \"history\"\n\n[log]\ndir = \"log\"\nkey = \"log.pem\"\norigin = \"{ORIGIN}\"\n\
-             required_witnesses = [\"{witness}\"]\n{http}\n[audit]\ndir = \"audit\"\nkey = \"audit.pem\"\n\n\
+             history_dir = \"history\"\n\n{}\n[audit]\ndir = \"audit\"\nkey = \"audit.pem\"\n{}\n\
              [[policy.allow]]\ncaller = \"spiffe://stella.local/*\"\ntenant = \"{TENANT}\"\npredicate_type = \"*\"\n\
              key_slot = \"*\"\n\n{}",
             identity("feedser")?,
+            logs(own.log, witness, parts),
+            if parts.rekor.is_some() {
+                "spool_dir = \"spool\"\n"
+            } else {
+                ""
+            },
             upstream(Service::Verifier)
         ),
         Service::Verifier => format!(
@@ -548,7 +592,12 @@ fn config(service: Service, ports: &BTreeMap<String, Ports>, witness: &NoteKey) 
             upstream(Service::Signer)
         ),
         Service::Feedser => format!(
-            "[store]\n{SQLITE}\n\n[trust]\nreceipt_keys = [\"receipt.pub.pem\"]\n\n{}\n{}",
+            "[store]\n{}\n\n[trust]\nreceipt_keys = [\"receipt.pub.pem\"]\n\n{}\n{}",
+            if parts.mongodb {
+                format!("mongodb_uri_file = \"{MONGODB_URI}\"")
+            } else {
+                "path = \"feedser.db\"".to_owned()
+            },
             upstream(Service::Verifier),
             upstream(Service::Signer)
         ),

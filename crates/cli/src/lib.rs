@@ -8,6 +8,7 @@ mod demo;
 mod devdir;
 mod failure;
 mod output;
+mod parts;
 mod supervisor;
 
 use std::path::PathBuf;

@@ -25,6 +25,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::devdir::{DevDir, Listeners, Ports, Service};
 use crate::output::say;
+use crate::parts::Parts;
 
 /// Pauses before a service is started again.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -53,10 +54,10 @@ impl Supervisor {
     ///
     /// # Errors
     /// The directory cannot be made, or a program cannot be started.
-    pub fn start(dir: DevDir) -> anyhow::Result<Self> {
-        let listeners = dir.bind()?;
+    pub fn start(dir: DevDir, parts: &Parts) -> anyhow::Result<Self> {
+        let listeners = dir.bind(parts)?;
         let ports = dir.ports()?;
-        dir.provision(&ports)?;
+        dir.provision(&ports, parts)?;
         let (stop, stopped) = watch::channel(false);
         let program = std::env::current_exe().context("cannot find this program")?;
         let (mut keepers, mut logged) = (Vec::new(), BTreeMap::new());

@@ -69,8 +69,20 @@ const OTHERS: [(&str, &[&str]); 7] = [
     ),
     ("settings of SQLite", &["EXCLUSIVE", "FULL", "MEMORY", "WAL"]),
     (
-        "the system's names, and units of grpc-timeout",
-        &["H", "M", "OUT_DIR", "S", "SIGINT", "SIGTERM", "STELLA_SUPERVISED"],
+        "the system's and the transport's names, and units of grpc-timeout",
+        &[
+            "CARGO_PKG_VERSION",
+            "CERTIFICATE",
+            "H",
+            "M",
+            "OUT_DIR",
+            "POST",
+            "S",
+            "SIGINT",
+            "SIGTERM",
+            "STELLA_MONGODB_URI",
+            "STELLA_SUPERVISED",
+        ],
     ),
     (
         "codes and their absence, in logs and metrics",

@@ -8,12 +8,15 @@ use std::time::Duration;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use reqwest::redirect;
 use reqwest::{Client, Method, StatusCode, Url};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout_at};
 
 /// The pause after the first failure; it doubles.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause that is not the server's wish.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Most requests that are in flight to one server; the others wait for a place.
+const IN_FLIGHT: usize = 256;
 /// Most connections that are kept open without use.
 const IDLE_CONNECTIONS: usize = 64;
 /// Most characters of what a server says that are passed on.
@@ -24,6 +27,7 @@ pub(crate) struct Http {
     client: Client,
     base: String,
     attempt_timeout: Duration,
+    places: Semaphore,
 }
 
 /// What is asked.
@@ -110,6 +114,7 @@ impl Http {
             client,
             base: base.trim_end_matches('/').to_owned(),
             attempt_timeout,
+            places: Semaphore::new(IN_FLIGHT),
         })
     }
 
@@ -117,6 +122,9 @@ impl Http {
     pub(crate) async fn send(&self, request: &Request<'_>, deadline: Instant) -> Result<Answer, HttpError> {
         let mut pause = FIRST_PAUSE;
         loop {
+            let Ok(place) = timeout_at(deadline, self.places.acquire()).await else {
+                return Err(HttpError::Unavailable("too many requests are in flight".into()));
+            };
             let until = deadline.min(Instant::now() + self.attempt_timeout);
             let failure = match timeout_at(until, self.attempt(request)).await {
                 Ok(Ok(answer)) => return Ok(answer),
@@ -127,6 +135,7 @@ impl Http {
                     retry_after: None,
                 },
             };
+            drop(place);
             let wait = failure.retry_after.unwrap_or_else(|| jittered(pause));
             if Instant::now() + wait >= deadline {
                 return Err(HttpError::Unavailable(failure.seen));

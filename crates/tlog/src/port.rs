@@ -36,6 +36,11 @@ pub trait TransparencyLog: Send + Sync {
 
     /// Refuses a key whose signatures this log cannot hold, so that a configuration fails and not the first signature.
     fn accepts(&self, key: &VerifyingKey) -> Result<(), LogError>;
+
+    /// True if the log takes whole envelopes, so that [`Submission::envelope`] must be there when it is asked again.
+    fn takes_envelopes(&self) -> bool {
+        false
+    }
 }
 
 /// Someone who remembers how a log looked, and cosigns what extends it.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use reqwest::StatusCode;
 use stella_attest::digest::Digest;
+use stella_attest::timestamp::Timestamp;
 use stella_attest::tsa::{self, Authority};
 use tokio::time::Instant;
 
@@ -78,6 +79,15 @@ impl From<HttpError> for TsaClientError {
     }
 }
 
+/// A timestamp that holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stamped {
+    /// A granted RFC 3161 response in DER, as bundles hold it.
+    pub response: Vec<u8>,
+    /// When the authority saw the signature.
+    pub time: Timestamp,
+}
+
 /// A timestamp authority.
 pub struct TimestampAuthority {
     http: Http,
@@ -102,12 +112,12 @@ impl TimestampAuthority {
         })
     }
 
-    /// A timestamp of `signature`, the raw bytes as they stand in an envelope: a granted RFC 3161 response in DER, as
-    /// bundles hold it, which was verified and bears the nonce of this request.
+    /// A timestamp of `signature`, the raw bytes as they stand in an envelope, which was verified and bears the nonce of
+    /// this request.
     ///
     /// # Errors
     /// [`TsaClientError`].
-    pub async fn timestamp(&self, signature: &[u8]) -> Result<Vec<u8>, TsaClientError> {
+    pub async fn timestamp(&self, signature: &[u8]) -> Result<Stamped, TsaClientError> {
         let invalid = |reason: &'static str, detail: String| TsaClientError::AnswerInvalid { reason, detail };
         let nonce = new_nonce()?;
         let query = query(&Digest::of(signature), &nonce);
@@ -122,7 +132,7 @@ impl TimestampAuthority {
             let detail = format!("status {}: {}", answer.status.as_u16(), answer.message());
             return Err(invalid("STATUS_UNEXPECTED", detail));
         }
-        tsa::verify(&answer.body, signature, &self.authorities)
+        let (time, _) = tsa::verify(&answer.body, signature, &self.authorities)
             .map_err(|error| invalid(error.reason(), error.to_string()))?;
         if nonce_of(&answer.body) != Some(&nonce[..]) {
             return Err(invalid(
@@ -130,7 +140,10 @@ impl TimestampAuthority {
                 "the timestamp is of another request".into(),
             ));
         }
-        Ok(answer.body)
+        Ok(Stamped {
+            response: answer.body,
+            time,
+        })
     }
 }
 

@@ -1,5 +1,5 @@
 //! Developer commands: `cargo xtask test` runs every test with what the machine has, `cargo xtask bench` measures,
-//! `cargo xtask peers` brings the programs of others that both need.
+//! `cargo xtask peers` brings the programs of others that both need, `cargo xtask demo-real` runs the demo on them.
 
 mod peers;
 mod test;
@@ -32,6 +32,8 @@ enum Task {
         #[arg(long, value_name = "TEXT")]
         only: Option<String>,
     },
+    /// Runs `stella demo` on DocumentDB with FerretDB v2 and Rekor v1, then v2; prints both tables
+    DemoReal,
     /// Brings the programs of others that checks and tests need into `$STELLA_PEERS`, the user's cache by default
     Peers {
         /// Prints each with version, licence and the files that use it, and brings nothing
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Task::Test { arguments } => test::run(&arguments),
         Task::Bench { json, only } => bench(json, only),
+        Task::DemoReal => demo_real(),
         Task::Peers { list: true, .. } => peers::list().map(|()| ExitCode::SUCCESS),
         Task::Peers { list: false, names } => peers::bring(&names).map(|()| ExitCode::SUCCESS),
     };
@@ -84,6 +87,42 @@ fn bench(json: bool, only: Option<String>) -> anyhow::Result<ExitCode> {
         bench.args(["--only", &only]);
     }
     Ok(if bench.status()?.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// What the demo on real parts runs on.
+const REAL_PARTS: [&str; 8] = [
+    "postgresql",
+    "documentdb",
+    "ferretdb",
+    "redis-server",
+    "trillian",
+    "rekor-v1",
+    "rekor-v2",
+    "timestamp-server",
+];
+
+fn demo_real() -> anyhow::Result<ExitCode> {
+    peers::bring(&REAL_PARTS.map(str::to_owned))?;
+    let build = cargo()
+        .args(["build", "--release", "--quiet", "-p", "stella-cli"])
+        .status()?;
+    anyhow::ensure!(build.success(), "the release build failed");
+    let mut run = cargo();
+    run.args([
+        "run",
+        "--quiet",
+        "-p",
+        "stella-testkit",
+        "--bin",
+        "demo-real",
+        "--",
+        "target/release/stella",
+    ]);
+    Ok(if run.status()?.success() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

@@ -26,6 +26,11 @@ pub struct Config {
     pub keys: KeysConfig,
     /// The embedded transparency log; there is none without this.
     pub log: Option<LogConfig>,
+    /// Logs elsewhere; a signature goes into each of them, after the embedded one.
+    #[serde(default)]
+    pub rekor: Vec<RekorLogConfig>,
+    /// The timestamp authority that dates signatures; none does without this.
+    pub tsa: Option<TsaConfig>,
     /// The audit log.
     pub audit: AuditConfig,
     /// Who may have what signed.
@@ -149,6 +154,75 @@ impl LogHttpConfig {
     }
 }
 
+/// The generation of a Rekor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "u8")]
+pub enum RekorVersion {
+    /// Takes envelopes, and promises their inclusion by a signed timestamp.
+    V1,
+    /// Takes signatures, and lies in tiles.
+    V2,
+}
+
+impl TryFrom<u8> for RekorVersion {
+    type Error = &'static str;
+
+    fn try_from(version: u8) -> Result<Self, &'static str> {
+        match version {
+            1 => Ok(Self::V1),
+            2 => Ok(Self::V2),
+            _ => Err("a Rekor has version 1 or 2"),
+        }
+    }
+}
+
+/// `[[rekor]]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RekorLogConfig {
+    /// Its generation.
+    pub version: RekorVersion,
+    /// Base URL; `/api/v1/…` or `/api/v2/…` follows.
+    pub url: String,
+    /// The log's public key (PEM, SubjectPublicKeyInfo).
+    pub public_key: ConfigPath,
+    /// The name in its checkpoints. Without it, a version 1 may bear any and a version 2 is named as its host.
+    pub origin: Option<String>,
+    /// Where a version 2 is read, if not below `<url>/api/v2`.
+    pub tiles_url: Option<String>,
+    /// Folder in which the last checkpoint seen is kept; several logs may share it.
+    pub state_dir: ConfigPath,
+    /// Witnesses that must have cosigned a version 2's checkpoint before an answer is given (C2SP verifier keys).
+    #[serde(default)]
+    pub required_witnesses: Vec<String>,
+    /// How long one signature may take to be logged, with all attempts.
+    #[serde(default = "RekorLogConfig::default_timeout_ms")]
+    pub timeout_ms: NonZeroU64,
+    /// How long one attempt may take.
+    #[serde(default = "RekorLogConfig::default_attempt_timeout_ms")]
+    pub attempt_timeout_ms: NonZeroU64,
+}
+
+impl RekorLogConfig {
+    const fn default_timeout_ms() -> NonZeroU64 {
+        NonZeroU64::new(45_000).expect("not zero")
+    }
+
+    const fn default_attempt_timeout_ms() -> NonZeroU64 {
+        NonZeroU64::new(20_000).expect("not zero")
+    }
+}
+
+/// `[tsa]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TsaConfig {
+    /// Where it is asked (RFC 3161 over HTTP), whole.
+    pub url: String,
+    /// Its certificates (PEM): its own first, the root last. The Verifier's trust roots must name them, too.
+    pub chain: ConfigPath,
+}
+
 /// `[audit]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -160,6 +234,8 @@ pub struct AuditConfig {
     /// A segment of this many bytes is followed by a new one.
     #[serde(default = "AuditConfig::default_segment_bytes")]
     pub segment_bytes: u64,
+    /// Folder of the envelopes that are not logged yet; a Rekor of version 1 needs it.
+    pub spool_dir: Option<ConfigPath>,
 }
 
 impl AuditConfig {
@@ -181,13 +257,16 @@ pub struct PolicyConfig {
 mod tests {
     use stella_tlog::face::FaceConfig;
 
-    use super::Config;
+    use super::{Config, RekorVersion};
 
     #[test]
     fn the_sample_holds_every_key() {
         let sample = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/config/signer.toml");
         let config: Config = stella_serve::config::load(&sample).expect("the sample is a configuration");
         assert_eq!((config.policy.allow.len(), config.keys.slots.len()), (1, 1));
+        assert!(config.tsa.is_some() && config.audit.spool_dir.is_some());
+        let versions: Vec<RekorVersion> = config.rekor.iter().map(|rekor| rekor.version).collect();
+        assert_eq!(versions, [RekorVersion::V1, RekorVersion::V2]);
         let log = config.log.expect("the log is in the sample");
         assert_eq!(log.origin, "127.0.0.1");
         let http = log.http.expect("the face is in the sample");

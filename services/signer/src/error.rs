@@ -1,5 +1,6 @@
 //! Every refusal of the service, and the code and reason that it has on the wire.
 
+use std::io;
 use std::sync::Arc;
 
 use stella_attest::key::{KeyError, KeyId};
@@ -7,6 +8,7 @@ use stella_attest::statement::StatementError;
 use stella_proto::status::{refuse, refuse_field};
 use stella_serve::idempotency::IdempotencyKeyError;
 use stella_tlog::LogError;
+use stella_tlog::tsa::TsaClientError;
 use tonic::{Code, Status};
 
 use crate::audit::AuditError;
@@ -99,6 +101,12 @@ pub enum Error {
     /// The log did not take it.
     #[error("{0}")]
     Log(#[from] LogError),
+    /// The timestamp authority did not date it.
+    #[error("{0}")]
+    Tsa(#[from] TsaClientError),
+    /// An envelope on its way to a log cannot be kept.
+    #[error("the spool of envelopes is not available")]
+    Spool(#[source] Arc<io::Error>),
     /// The key history could not be kept.
     #[error("the key history cannot be kept")]
     History(#[source] anyhow::Error),
@@ -191,6 +199,14 @@ impl Error {
                 };
                 refuse(code, error.reason(), text)
             }
+            Self::Tsa(error) => {
+                let code = match error {
+                    TsaClientError::Unavailable(_) => Code::Unavailable,
+                    TsaClientError::AnswerInvalid { .. } => Code::DataLoss,
+                };
+                refuse(code, error.reason(), text)
+            }
+            Self::Spool(_) => refuse(Code::Unavailable, "SPOOL_UNAVAILABLE", text),
             Self::NoLog => refuse_field(
                 Code::FailedPrecondition,
                 "LOG_NOT_CONFIGURED",

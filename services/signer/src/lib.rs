@@ -4,7 +4,8 @@
 //! takes it in, `api` answers. Who may sign what is decided by `policy` and nowhere else.
 //!
 //! A key is prepared, then active, then retired; the `ledger` keeps that history, signed. The `audit` log is the
-//! service's memory: after a crash `recovery` reads from it what was begun and not finished.
+//! service's memory: after a crash `recovery` reads from it what was begun and not finished, and the `spool` has the
+//! envelopes that some logs want for that.
 
 pub mod api;
 mod audit;
@@ -14,27 +15,26 @@ mod idempotency;
 pub mod keys;
 pub mod ledger;
 pub mod logs;
+mod opening;
 pub mod order;
 pub mod policy;
 mod recovery;
 pub mod signer;
+mod spool;
 pub mod witness;
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use stella_attest::checkpoint;
 use stella_attest::history::{HistoryKey, KeyState};
-use stella_attest::note::NoteKey;
 use stella_attest::timestamp::Timestamp;
 use stella_proto::signer::v1::signer_service_server::SignerServiceServer;
 use stella_serve::shell::{ServiceSet, Shell};
 use stella_serve::upstream::Upstream;
-use stella_tlog::embedded::{EmbeddedConfig, EmbeddedLog};
+use stella_tlog::embedded::EmbeddedLog;
 use stella_tlog::face::Face;
-use stella_tlog::{TransparencyLog, Witness};
 use tonic::service::Routes;
 
 pub use config::Config;
@@ -46,11 +46,10 @@ use crate::idempotency::Idempotency;
 use crate::keys::KeyBackend as _;
 use crate::keys::file::{FileBackend, read_key};
 use crate::ledger::Ledger;
-use crate::logs::Logs;
 use crate::policy::SigningPolicy;
 use crate::recovery::Recovery;
 use crate::signer::{Parts, Signer, Unfinished};
-use crate::witness::VerifierWitness;
+use crate::spool::Spool;
 
 /// Idempotency keys that are remembered at a time.
 const IDEMPOTENCY_KEYS: usize = 1_000_000;
@@ -113,20 +112,6 @@ fn now() -> Timestamp {
     Timestamp::from_unix(i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
 
-/// The witnesses of a log, and their keys.
-type Witnesses = (Vec<Arc<dyn Witness>>, Vec<NoteKey>);
-
-fn witnesses(field: &str, verifier_keys: &[String], upstream: &Upstream) -> anyhow::Result<Witnesses> {
-    let (mut witnesses, mut keys): Witnesses = Witnesses::default();
-    for text in verifier_keys {
-        let key = NoteKey::parse(text)
-            .with_context(|| format!("`{field}` names no C2SP verifier key: `{text}`"))?;
-        witnesses.push(Arc::new(VerifierWitness::new(upstream.clone(), key.clone())));
-        keys.push(key);
-    }
-    Ok((witnesses, keys))
-}
-
 type Opened = (Arc<Signer>, Option<Arc<EmbeddedLog>>, Vec<Unfinished>);
 
 fn open(config: &Config, upstream: &Upstream) -> anyhow::Result<Opened> {
@@ -155,24 +140,21 @@ fn open(config: &Config, upstream: &Upstream) -> anyhow::Result<Opened> {
         &first,
         recovery.history_version(),
     )?;
-    let mut logs: Vec<Arc<dyn TransparencyLog>> = Vec::new();
-    let mut witness_keys = Vec::new();
-    let mut embedded = None;
-    if let (Some(log), Some(key)) = (&config.log, log_key) {
-        let (asked, keys) = witnesses("log.required_witnesses", &log.required_witnesses, upstream)?;
-        let dir: &Path = &log.dir;
-        let settings = EmbeddedConfig::new(dir, log.origin.clone());
-        let opened = EmbeddedLog::open(settings, key, recovery.floor(), asked)
-            .map_err(|error| anyhow::anyhow!("{error} [{}]", error.reason()))?;
-        let opened = Arc::new(opened);
-        logs.push(Arc::clone(&opened) as Arc<dyn TransparencyLog>);
-        witness_keys.extend(keys);
-        embedded = Some(opened);
-    }
+    let opened = opening::open(config, log_key, recovery.floor(), upstream)?;
     let idempotency = Idempotency::new(IDEMPOTENCY_KEYS);
     let (abandoned, unfinished, latest) = recovery.take_up(&idempotency, now());
     if !abandoned.is_empty() {
         audit.append_blocking(abandoned)?;
+    }
+    let spool = match &config.audit.spool_dir {
+        Some(dir) => Some(
+            Spool::open(dir, unfinished.iter().map(|left| left.call))
+                .with_context(|| format!("`audit.spool_dir`: `{}`", dir.display()))?,
+        ),
+        None => None,
+    };
+    if spool.is_none() && opened.logs.take_envelopes() {
+        bail!("`audit.spool_dir` is missing: a Rekor of version 1 needs it");
     }
     let parts = Parts {
         backend: Arc::new(backend),
@@ -181,12 +163,13 @@ fn open(config: &Config, upstream: &Upstream) -> anyhow::Result<Opened> {
         ledger,
         policy,
         slots: config.keys.slots.clone(),
-        logs: Logs::new(logs, log_id),
-        witnesses: witness_keys,
+        spool: spool.filter(|_| opened.logs.take_envelopes()),
+        logs: opened.logs,
+        witnesses: opened.witnesses,
         clock: now,
     };
     let signer = Signer::new(parts, audit, idempotency, latest)?;
-    Ok((Arc::new(signer), embedded, unfinished))
+    Ok((Arc::new(signer), opened.embedded, unfinished))
 }
 
 /// The first version of the key history: the one key of each slot is active.

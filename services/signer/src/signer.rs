@@ -12,6 +12,7 @@ mod rotation;
 mod unfinished;
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use stella_attest::cosignature;
@@ -34,9 +35,10 @@ use crate::error::Error;
 use crate::idempotency::Idempotency;
 use crate::keys::{BackendKey, KeyBackend};
 use crate::ledger::Ledger;
-use crate::logs::Logs;
+use crate::logs::{Logged, Logs};
 use crate::order::{ManifestOrder, SignOrder, Transparency};
 use crate::policy::{Refusal, SigningPolicy};
+use crate::spool::Spool;
 
 pub use self::rotation::Rotated;
 pub(crate) use self::unfinished::Unfinished;
@@ -90,6 +92,8 @@ pub struct Parts {
     pub slots: Vec<SlotConfig>,
     /// The logs.
     pub logs: Logs,
+    /// Envelopes on their way to logs that take them whole; `None` if no log does.
+    pub(crate) spool: Option<Spool>,
     /// Whose cosignatures give a trusted time.
     pub witnesses: Vec<NoteKey>,
     /// The time.
@@ -262,17 +266,40 @@ impl Signer {
         )
     }
 
-    /// The records of where a signature is logged, one for each log.
-    fn logged(&self, recorded: &Recorded, entries: &[LogEntry]) -> Vec<Draft> {
-        let trusted_at = entries.iter().filter_map(|entry| self.trusted_time(entry)).min();
+    /// Keeps the envelopes of these signatures if a log takes them whole; before their outcomes are recorded.
+    async fn keep(&self, envelopes: impl Iterator<Item = (CallId, Vec<u8>)>) -> Result<(), Arc<io::Error>> {
+        let Some(spool) = self.parts.spool.clone() else {
+            return Ok(());
+        };
+        let envelopes: Vec<_> = envelopes.collect();
+        let kept = tokio::task::spawn_blocking(move || spool.keep(&envelopes)).await;
+        kept.unwrap_or_else(|error| Err(io::Error::other(error)))
+            .map_err(Arc::new)
+    }
+
+    /// Forgets the envelopes of signatures whose log records are durable.
+    fn forget(&self, calls: Vec<CallId>) {
+        if let Some(spool) = self.parts.spool.clone() {
+            tokio::task::spawn_blocking(move || spool.forget(&calls));
+        }
+    }
+
+    /// The records of where a signature is logged, one for each log; the first has the timestamp.
+    fn logged(&self, recorded: &Recorded, logged: &Logged) -> Vec<Draft> {
+        let entries = &logged.entries;
+        let stamped = logged.stamp.as_ref().map(|stamp| stamp.time);
+        let times = entries.iter().filter_map(|entry| self.trusted_time(entry));
+        let trusted_at = times.chain(stamped).min();
         if let Some(at) = trusted_at {
             self.note_latest(recorded.key.key_id(), at);
         }
         let (at, mut drafts) = (self.now(), Vec::with_capacity(entries.len()));
+        let mut stamp = logged.stamp.as_ref().map(|stamp| &stamp.response[..]);
         for entry in entries {
             let place = LoggedAt {
                 log_id: (!self.parts.logs.is_embedded(entry)).then_some(&entry.log_id),
                 log_index: entry.log_index,
+                timestamp: stamp.take(),
                 tree_size: entry.proof.as_ref().map_or(0, |proof| proof.tree_size),
                 trusted_at,
             };
@@ -419,9 +446,14 @@ fn submission(recorded: &Recorded) -> Submission {
     }
 }
 
-fn answer(recorded: Recorded, entries: Vec<LogEntry>) -> Signed {
+/// The answer of a signature that is not logged.
+fn unlogged(recorded: Recorded) -> Signed {
+    answer(recorded, Vec::new(), None)
+}
+
+fn answer(recorded: Recorded, entries: Vec<LogEntry>, timestamp: Option<Vec<u8>>) -> Signed {
     let key_id = recorded.key.key_id().clone();
-    let bundle = Evidence::bundle_of(&recorded.canonical, &key_id, &entries, &[]);
+    let bundle = Evidence::bundle_of(&recorded.canonical, &key_id, &entries, timestamp.as_slice());
     Signed {
         envelope: recorded.canonical,
         bundle,

@@ -14,6 +14,7 @@ use super::feedser;
 use crate::devdir::{DevDir, Service};
 use crate::failure::Failure;
 use crate::output::{Output, print, print_json, print_line, say, table};
+use crate::parts;
 use crate::supervisor::{Supervisor, is_serving};
 
 /// Longest wait for `up` to end after it was told to.
@@ -32,9 +33,8 @@ pub struct Place {
 pub struct Arguments {
     #[command(flatten)]
     place: Place,
-    /// Keeps events and attestations in the MongoDB database that URI names
-    #[arg(long, value_name = "URI", env = "STELLA_MONGODB_URI", hide_env_values = true)]
-    mongodb_uri: Option<String>,
+    #[command(flatten)]
+    parts: parts::Arguments,
 }
 
 /// Takes the directory for one supervisor; it is free again when this process ends.
@@ -85,11 +85,11 @@ pub(crate) async fn up(arguments: Arguments, output: Output) -> Result<(), Failu
     let _lock = lock(&dir)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    if let Some(uri) = &arguments.mongodb_uri {
-        dir.keep_in_mongodb(uri)?;
+    let parts = arguments.parts.settle(&dir).await?;
+    if let Some(uri) = &arguments.parts.mongodb_uri {
         feedser::migrate(uri, None).await?;
     }
-    let supervisor = Supervisor::start(dir.clone())?;
+    let supervisor = Supervisor::start(dir.clone(), &parts)?;
     let ready = tokio::select! {
         ready = supervisor.ready() => ready,
         _ = terminate.recv() => Err(anyhow::anyhow!("told to end before the services were ready")),
@@ -99,7 +99,7 @@ pub(crate) async fn up(arguments: Arguments, output: Output) -> Result<(), Failu
         supervisor.stop().await;
         return Err(error.into());
     }
-    let env = dir.write_env(supervisor.ports())?;
+    let env = dir.write_env(supervisor.ports(), &parts)?;
     match output {
         // One line, so that whoever reads it need not wait for the end.
         Output::Json => {

@@ -20,6 +20,7 @@ use crate::commands::{attest, audit, backfill, keys, policy, publish, up};
 use crate::devdir::{DevDir, Service, TENANT, WITNESS};
 use crate::failure::Failure;
 use crate::output::Output;
+use crate::parts::{self, Parts};
 use crate::supervisor::Supervisor;
 
 /// One of the four real attestations.
@@ -38,6 +39,7 @@ pub(super) struct Demo {
     subject: Digest,
     attested: Vec<Attested>,
     mongodb_uri: Option<String>,
+    parts: Parts,
     quiet: bool,
     _lock: std::fs::File,
 }
@@ -63,7 +65,7 @@ fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), Failure
 impl Demo {
     pub(super) async fn start(
         root: &Path,
-        mongodb_uri: Option<String>,
+        arguments: &parts::Arguments,
         quiet: bool,
     ) -> Result<Self, Failure> {
         let dir = DevDir::claim(root, "demo")?;
@@ -71,8 +73,8 @@ impl Demo {
         dir.empty()?;
         drop(running);
         let lock = up::lock(&dir)?;
-        if let Some(uri) = &mongodb_uri {
-            dir.keep_in_mongodb(uri)?;
+        let parts = arguments.settle(&dir).await?;
+        if let Some(uri) = &arguments.mongodb_uri {
             crate::commands::feedser::migrate(uri, None).await?;
             let events = events_of(uri).await?;
             let found = events.find_one(doc! {}).await.map_err(anyhow::Error::from)?;
@@ -80,12 +82,12 @@ impl Demo {
                 "the database has events; the demo needs one of its own".to_owned()
             })?;
         }
-        let supervisor = Supervisor::start(dir.clone())?;
+        let supervisor = Supervisor::start(dir.clone(), &parts)?;
         if let Err(error) = supervisor.ready().await {
             supervisor.stop().await;
             return Err(error.into());
         }
-        dir.write_env(supervisor.ports())?;
+        dir.write_env(supervisor.ports(), &parts)?;
         let url = |service: Service| {
             let port = supervisor.ports()[service.name()].main;
             format!("https://127.0.0.1:{port}")
@@ -101,7 +103,8 @@ impl Demo {
             cert: Some(dir.path("operator/cert.pem")),
             key: Some(dir.path("operator/key.pem")),
             tenant: Some(TENANT.parse().map_err(anyhow::Error::from)?),
-            timeout: 20,
+            // A log elsewhere takes its time for two thousand entries.
+            timeout: if parts.rekor.is_some() { 180 } else { 20 },
             output: Output::Table,
         };
         std::fs::create_dir_all(dir.path("demo"))?;
@@ -113,15 +116,47 @@ impl Demo {
             connection,
             subject,
             attested: Vec::new(),
-            mongodb_uri,
+            mongodb_uri: arguments.mongodb_uri.clone(),
+            parts,
             quiet,
             _lock: lock,
         })
     }
 
-    pub(super) fn ports(&self) -> String {
+    /// What runs, and on what.
+    pub(super) fn started(&self) -> String {
         let ports = Service::ALL.map(|service| self.supervisor.ports()[service.name()].main.to_string());
-        format!("127.0.0.1 ports {}", ports.join(", "))
+        let mut text = format!("four services on 127.0.0.1 ports {}", ports.join(", "));
+        if self.parts.mongodb {
+            text.push_str(", events in MongoDB");
+        }
+        if let Some(rekor) = &self.parts.rekor {
+            text.push_str(&format!(", logged in Rekor v{} at {}", rekor.version, rekor.url));
+        }
+        if let Some(tsa) = &self.parts.tsa {
+            text.push_str(&format!(", dated by {}", tsa.url));
+        }
+        text
+    }
+
+    /// True if all that dates the evidence here is there: the promise of a Rekor v1, else the witness's cosignature, and
+    /// the timestamp of the authority if there is one.
+    fn is_dated(&self, evidence: &Evidence) -> bool {
+        let is_logged = match &self.parts.rekor {
+            Some(rekor) if rekor.version == 1 => is_promised(evidence),
+            _ => is_witnessed(evidence),
+        };
+        is_logged && (self.parts.tsa.is_none() || !evidence.material.timestamps.is_empty())
+    }
+
+    /// What the policy step takes away.
+    fn dated_by(&self) -> &'static str {
+        match (&self.parts.rekor, &self.parts.tsa) {
+            (Some(rekor), None) if rekor.version == 1 => "signed entry timestamp",
+            (Some(rekor), Some(_)) if rekor.version == 1 => "signed entry timestamp and authority",
+            (_, None) => "cosignature",
+            (_, Some(_)) => "cosignature and authority",
+        }
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -158,8 +193,8 @@ impl Demo {
         let path = self.file(&format!("{name}.bundle.json"));
         std::fs::write(&path, &signed.bundle)?;
         let (_, evidence) = attest::read_evidence(&path)?;
-        ensure(is_witnessed(&evidence), || {
-            format!("the bundle of {name} bears no cosignature")
+        ensure(self.is_dated(&evidence), || {
+            format!("the bundle of {name} bears no {}", self.dated_by())
         })?;
         Ok((path, evidence))
     }
@@ -202,8 +237,13 @@ impl Demo {
             });
         }
         Ok(format!(
-            "build, sbom ({components} components), scan and vex of {} signed, logged, witnessed",
-            self.subject
+            "build, sbom ({components} components), scan and vex of {} signed, logged, {}",
+            self.subject,
+            if self.dated_by().starts_with("cosignature") {
+                "witnessed"
+            } else {
+                "dated by the log"
+            }
         ))
     }
 
@@ -288,8 +328,8 @@ impl Demo {
         })?;
         for bundle in [bundles.first(), bundles.last()].into_iter().flatten() {
             let evidence = Evidence::parse(bundle).map_err(|error| Failure::new(error.to_string()))?;
-            ensure(is_witnessed(&evidence), || {
-                "a bundle of the history bears no cosignature".into()
+            ensure(self.is_dated(&evidence), || {
+                format!("a bundle of the history bears no {}", self.dated_by())
             })?;
         }
         let stored = bundles.len();
@@ -403,7 +443,7 @@ impl Demo {
         let request = verifier::EvaluatePolicyRequest {
             policy: gate(witnessed + 86_400).into(),
             event: event.event,
-            evidence: without_cosignature(&bytes, &evidence)?.into(),
+            evidence: undated(&bytes, &evidence)?.into(),
             chain: Vec::new(),
         };
         let mut service = self.connection.verifier().await?;
@@ -412,12 +452,12 @@ impl Demo {
             .await?
             .into_inner();
         ensure(untimed.reasons.contains(&"NO_TRUSTED_TIME".to_owned()), || {
-            format!("without cosignature: {untimed:?}")
+            format!("without {}: {untimed:?}", self.dated_by())
         })?;
-        Ok(
-            "ALLOW; NO_RULE before the freeze; FAIL by BLOCK-UNPROVEN; NO_TRUSTED_TIME without cosignature"
-                .into(),
-        )
+        Ok(format!(
+            "ALLOW; NO_RULE before the freeze; FAIL by BLOCK-UNPROVEN; NO_TRUSTED_TIME without {}",
+            self.dated_by()
+        ))
     }
 
     /// Runs this program's own offline verifier as a process of its own.
@@ -602,12 +642,21 @@ fn is_witnessed(evidence: &Evidence) -> bool {
     })
 }
 
-/// The bundle with the witness's lines taken out of its checkpoint.
-fn without_cosignature(bundle: &[u8], evidence: &Evidence) -> Result<Vec<u8>, Failure> {
+fn is_promised(evidence: &Evidence) -> bool {
+    let entries = &evidence.material.log_entries;
+    entries
+        .iter()
+        .any(|entry| entry.promise.is_some() && entry.integrated_time.is_some())
+}
+
+/// The bundle with all taken out of it that says when it was signed: the witness's lines in its checkpoint, the signed
+/// entry timestamp, the timestamps of an authority.
+fn undated(bundle: &[u8], evidence: &Evidence) -> Result<Vec<u8>, Failure> {
     let mut document: Value = serde_json::from_slice(bundle).map_err(anyhow::Error::from)?;
     let prefix = format!("\u{2014} {WITNESS} ");
     let entries = evidence.material.log_entries.iter().map(|entry| {
         let mut entry: LogEntry = entry.clone();
+        (entry.promise, entry.integrated_time) = (None, None);
         if let Some(proof) = &mut entry.proof {
             let lines = proof.checkpoint.lines().filter(|line| !line.starts_with(&prefix));
             proof.checkpoint = lines.map(|line| format!("{line}\n")).collect();
@@ -615,6 +664,9 @@ fn without_cosignature(bundle: &[u8], evidence: &Evidence) -> Result<Vec<u8>, Fa
         entry.to_value()
     });
     document["verificationMaterial"]["tlogEntries"] = entries.collect();
+    if let Some(material) = document["verificationMaterial"].as_object_mut() {
+        material.remove("timestampVerificationData");
+    }
     Ok(serde_json::to_vec(&document).map_err(anyhow::Error::from)?)
 }
 

@@ -893,7 +893,9 @@ fn unproving(world: &World) -> Vec<(&'static str, Vec<u8>, &'static str)> {
     let [fresh, again]: [Value; 2] =
         [&world.fresh[0], &world.fresh[1]].map(|bundle| serde_json::from_slice(bundle).expect("JSON"));
     let payload = Evidence::parse(&world.sbom).expect("evidence").envelope.payload;
-    let forged = Envelope::sign(PAYLOAD_TYPE, &payload, &thief).expect("signs");
+    // Two, because of one envelope only the first evidence is kept.
+    let [forged, slipped_in] =
+        [(); 2].map(|()| Envelope::sign(PAYLOAD_TYPE, &payload, &thief).expect("signs"));
     let entries = "/verificationMaterial/tlogEntries";
     let mut promised = again.clone();
     promised["verificationMaterial"]["tlogEntries"][0]["inclusionPromise"] =
@@ -912,7 +914,7 @@ fn unproving(world: &World) -> Vec<(&'static str, Vec<u8>, &'static str)> {
         ),
         (
             "a signature by another key in a good bundle",
-            set(sbom.clone(), "/dsseEnvelope", forged.to_value())
+            set(sbom.clone(), "/dsseEnvelope", slipped_in.to_value())
                 .to_string()
                 .into_bytes(),
             "SIGNATURE:SIGNATURE_INVALID",

@@ -611,6 +611,10 @@ async fn a_tile_reader_follows_the_log_while_64_write() {
             merkle::verify_inclusion(&merkle::leaf_hash(body), *index, size, &proof, &root).unwrap();
         }
         for (old, old_root) in &seen {
+            if *old == 0 {
+                assert_eq!(*old_root, merkle::EMPTY_ROOT, "nothing was written yet");
+                continue;
+            }
             let proof = merkle::consistency_proof(&tree, *old, size).unwrap();
             merkle::verify_consistency(*old, size, &proof, old_root, &root).unwrap();
         }

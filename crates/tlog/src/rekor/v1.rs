@@ -181,6 +181,10 @@ impl TransparencyLog for RekorV1 {
     fn accepts(&self, _key: &VerifyingKey) -> Result<(), LogError> {
         Ok(())
     }
+
+    fn takes_envelopes(&self) -> bool {
+        true
+    }
 }
 
 fn proposal(submission: &Submission) -> Value {

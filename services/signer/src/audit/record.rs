@@ -87,6 +87,8 @@ pub struct LoggedAt<'a> {
     pub log_id: Option<&'a [u8; 32]>,
     /// Index in the log.
     pub log_index: u64,
+    /// The response of a timestamp authority (RFC 3161, DER), which a retry is answered with.
+    pub timestamp: Option<&'a [u8]>,
     /// Size of the tree whose checkpoint the answer carries.
     pub tree_size: u64,
     /// The time that somebody vouches for.
@@ -156,6 +158,9 @@ impl Draft {
         }
         line.display("logIndex", place.log_index);
         line.splice();
+        if let Some(timestamp) = place.timestamp {
+            line.base64("timestamp", timestamp);
+        }
         line.display("treeSize", place.tree_size);
         if let Some(trusted_at) = place.trusted_at {
             line.text("trustedAt", &trusted_at.to_string());
@@ -419,6 +424,8 @@ pub(crate) struct Fields<'a> {
     #[serde(borrow)]
     pub(crate) tenant: Option<Cow<'a, str>>,
     #[serde(borrow)]
+    timestamp: Option<Cow<'a, str>>,
+    #[serde(borrow)]
     transparency: Option<Cow<'a, str>>,
     #[serde(borrow)]
     trusted_at: Option<Cow<'a, str>>,
@@ -464,6 +471,10 @@ impl<'a> Fields<'a> {
 
     pub(crate) fn signature(&self) -> Option<Vec<u8>> {
         BASE64_STANDARD.decode(self.signature.as_deref()?).ok()
+    }
+
+    pub(crate) fn timestamp(&self) -> Option<Vec<u8>> {
+        BASE64_STANDARD.decode(self.timestamp.as_deref()?).ok()
     }
 
     pub(crate) fn transparency(&self) -> Option<Transparency> {
@@ -521,6 +532,7 @@ mod tests {
                 &LoggedAt {
                     log_id: None,
                     log_index: 5,
+                    timestamp: Some(&[7; 9]),
                     tree_size: 6,
                     trusted_at: Some(at),
                 },

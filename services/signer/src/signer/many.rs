@@ -8,7 +8,7 @@ use stella_attest::digest::Digest;
 use stella_attest::dsse;
 use stella_attest::statement::PAYLOAD_TYPE;
 
-use super::{Active, Asker, Recorded, Signed, Signer, answer, recorded, submission};
+use super::{Active, Asker, Recorded, Signed, Signer, answer, recorded, submission, unlogged};
 use crate::audit::Location;
 use crate::audit::record::Draft;
 use crate::error::Error;
@@ -108,6 +108,16 @@ impl Signer {
                 Err((place, error)) => results.push((place, Err(error))),
             }
         }
+        let to_log = signed
+            .iter()
+            .filter(|(_, transparency, _)| *transparency == Transparency::Required);
+        let envelopes = to_log.map(|(_, _, recorded)| (recorded.call, recorded.canonical.clone()));
+        if let Err(error) = self.keep(envelopes).await {
+            for (place, ..) in signed {
+                results.push((place, Err(Error::Spool(Arc::clone(&error)))));
+            }
+            return results;
+        }
         let written = match self.audit.append(drafts).await {
             Ok(written) => written,
             Err(error) => {
@@ -126,7 +136,7 @@ impl Signer {
         let mut wanted = Vec::new();
         for (place, transparency, recorded) in signed {
             match transparency {
-                Transparency::None => results.push((place, Ok(answer(recorded, Vec::new())))),
+                Transparency::None => results.push((place, Ok(unlogged(recorded)))),
                 Transparency::Required => wanted.push((place, recorded)),
             }
         }
@@ -195,9 +205,11 @@ impl Signer {
             .map(|(_, recorded)| self.parts.logs.submit(submission(recorded)));
         let logged = join_all(submissions).await;
         let mut drafts: Vec<Draft> = Vec::with_capacity(logged.len());
-        for ((_, recorded), entries) in signed.iter().zip(&logged) {
-            if let Ok(entries) = entries {
-                drafts.extend(self.logged(recorded, entries));
+        let mut calls = Vec::new();
+        for ((_, recorded), logs) in signed.iter().zip(&logged) {
+            if let Ok(logs) = logs {
+                drafts.extend(self.logged(recorded, logs));
+                calls.push(recorded.call);
             }
         }
         let written = if drafts.is_empty() {
@@ -205,17 +217,20 @@ impl Signer {
         } else {
             self.audit.append(drafts).await
         };
-        let results = signed
-            .into_iter()
-            .zip(logged)
-            .map(|((place, recorded), entries)| {
-                let result = match (entries, &written) {
-                    (Err(error), _) => Err(error),
-                    (Ok(_), Err(error)) => Err(Error::Audit(error.clone())),
-                    (Ok(entries), Ok(_)) => Ok(answer(recorded, entries)),
-                };
-                (place, result)
-            });
+        if written.is_ok() {
+            self.forget(calls);
+        }
+        let results = signed.into_iter().zip(logged).map(|((place, recorded), logs)| {
+            let result = match (logs, &written) {
+                (Err(error), _) => Err(error),
+                (Ok(_), Err(error)) => Err(Error::Audit(error.clone())),
+                (Ok(logs), Ok(_)) => {
+                    let timestamp = logs.stamp.map(|stamp| stamp.response);
+                    Ok(answer(recorded, logs.entries, timestamp))
+                }
+            };
+            (place, result)
+        });
         results.collect()
     }
 }

@@ -9,7 +9,7 @@ use stella_attest::dsse;
 use stella_attest::key::VerifyingKey;
 use stella_attest::statement::PAYLOAD_TYPE;
 
-use super::{Asker, Recorded, Signed, Signer, answer, recorded, submission};
+use super::{Asker, Recorded, Signed, Signer, answer, recorded, submission, unlogged};
 use crate::audit::record::Draft;
 use crate::audit::{Location, Written};
 use crate::error::Error;
@@ -50,7 +50,7 @@ impl Signer {
                 let outcome = recorded.outcome;
                 if order.transparency == Transparency::None {
                     ticket.finish(Done::Signed { outcome });
-                    return Ok(answer(recorded, Vec::new()));
+                    return Ok(unlogged(recorded));
                 }
                 ticket.reached(Done::Unlogged { outcome });
                 return self.log(recorded, Some(ticket)).await;
@@ -83,10 +83,12 @@ impl Signer {
         let pae = Digest::of(&dsse::pae(PAYLOAD_TYPE, &order.payload));
         let recorded = recorded(&order.payload, pae, signature, key, call, outcome);
         match done {
-            Done::Signed { .. } => Ok(answer(recorded, Vec::new())),
-            Done::Logged { .. } => {
-                let entries = self.parts.logs.submit(submission(&recorded)).await?;
-                Ok(answer(recorded, entries))
+            Done::Signed { .. } => Ok(unlogged(recorded)),
+            Done::Logged { logged, .. } => {
+                // The first timestamp counts: a later one would say that the signature is younger.
+                let timestamp = self.audit.read(logged, |fields| Some(fields.timestamp()))?;
+                let entries = self.parts.logs.enter(submission(&recorded)).await?;
+                Ok(answer(recorded, entries, timestamp))
             }
             Done::Unlogged { .. } | Done::Rotated { .. } => self.log(recorded, ticket).await,
         }
@@ -98,7 +100,7 @@ impl Signer {
         Self::in_scope(&active, asker, order)?;
         let recorded = self.record(asker, order, method, &active.key).await?;
         match order.transparency {
-            Transparency::None => Ok(answer(recorded, Vec::new())),
+            Transparency::None => Ok(unlogged(recorded)),
             Transparency::Required => self.log(recorded, None).await,
         }
     }
@@ -117,26 +119,27 @@ impl Signer {
         let intent = self.intent(asker, order, method, key, call, &digest);
         let signature = self.parts.backend.sign(key.key_id(), &pae).await?;
         let outcome = Draft::outcome(self.now(), call, key.key_id().as_str(), &signature);
+        let key = key.clone();
+        let mut recorded = recorded(&order.payload, digest, signature, key, call, Location::default());
+        if order.transparency == Transparency::Required {
+            let envelope = std::iter::once_with(|| (call, recorded.canonical.clone()));
+            self.keep(envelope).await.map_err(Error::Spool)?;
+        }
         let written = self.audit.append(vec![intent, outcome]).await?;
-        let outcome = written.last().map(|written| written.at).ok_or(Error::CutOff)?;
-        Ok(recorded(
-            &order.payload,
-            digest,
-            signature,
-            key.clone(),
-            call,
-            outcome,
-        ))
+        recorded.outcome = written.last().map(|written| written.at).ok_or(Error::CutOff)?;
+        Ok(recorded)
     }
 
     /// Logs a recorded signature and records where it stands.
     pub(super) async fn log(&self, recorded: Recorded, ticket: Option<Ticket>) -> Result<Signed, Error> {
-        let entries = self.parts.logs.submit(submission(&recorded)).await?;
-        let written = self.audit.append(self.logged(&recorded, &entries)).await?;
+        let logs = self.parts.logs.submit(submission(&recorded)).await?;
+        let written = self.audit.append(self.logged(&recorded, &logs)).await?;
+        self.forget(vec![recorded.call]);
         if let (Some(ticket), Some(written)) = (ticket, written.first()) {
             ticket.finish(logged(recorded.outcome, written));
         }
-        Ok(answer(recorded, entries))
+        let timestamp = logs.stamp.map(|stamp| stamp.response);
+        Ok(answer(recorded, logs.entries, timestamp))
     }
 }
 

@@ -1,10 +1,12 @@
 //! Signatures of an earlier run that its end left unlogged.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
 use stella_attest::digest::Digest;
 use stella_tlog::LogError;
+use stella_tlog::tsa::TsaClientError;
 
 use super::{Recorded, Signer, signature};
 use crate::audit::record::CallId;
@@ -69,8 +71,15 @@ impl Signer {
             .keys()
             .iter()
             .find(|known| known.key.key_id().as_str() == left.key)?;
+        let canonical = match self.kept(left.call).await {
+            Ok(canonical) => canonical,
+            Err(error) => {
+                tracing::warn!(%error, "an envelope of an earlier run cannot be read");
+                return Some(left);
+            }
+        };
         let signed = Recorded {
-            canonical: Vec::new(),
+            canonical,
             pae: left.pae,
             signature: signature(left.signature.clone()),
             key: known.key.clone(),
@@ -79,12 +88,29 @@ impl Signer {
         };
         match self.log(signed, ticket).await {
             Ok(_) => None,
-            Err(Error::Log(LogError::WitnessUnavailable(_) | LogError::Busy)) => Some(left),
+            Err(Error::Log(
+                LogError::WitnessUnavailable(_)
+                | LogError::Busy
+                | LogError::Unavailable(_)
+                | LogError::Storage(_),
+            )) => Some(left),
+            Err(Error::Tsa(TsaClientError::Unavailable(_))) => Some(left),
             Err(Error::Audit(AuditError::Unavailable(_))) => Some(left),
             Err(error) => {
                 tracing::warn!(%error, "a signature of an earlier run is not logged before the next start");
                 None
             }
         }
+    }
+    /// The envelope of a call of an earlier run; empty if it was not kept, which only logs that take envelopes mind.
+    async fn kept(&self, call: CallId) -> Result<Vec<u8>, Error> {
+        let Some(spool) = self.parts.spool.clone() else {
+            return Ok(Vec::new());
+        };
+        let read = tokio::task::spawn_blocking(move || spool.read(call)).await;
+        let kept = read.map_err(|_| Error::CutOff)?;
+        Ok(kept
+            .map_err(|error| Error::Spool(Arc::new(error)))?
+            .unwrap_or_default())
     }
 }

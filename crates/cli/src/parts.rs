@@ -1,0 +1,267 @@
+//! Real servers in place of what a development directory brings itself: MongoDB for the store, a Rekor for the log, a
+//! timestamp authority.
+//!
+//! What a directory was made with is kept in it, so that the next start needs no flag; another choice needs another
+//! directory.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use stella_attest::checkpoint::LogKey;
+use stella_attest::key::VerifyingKey;
+use stella_attest::trust::TrustedLog;
+use stella_attest::tsa::Authority;
+use stella_serve::fs::{Access, write_atomic};
+use stella_serve::install_provider;
+
+use crate::devdir::{DevDir, Service};
+use crate::failure::{Failure, read_file};
+use crate::output::say;
+
+/// Where the URI of Feedser's database stands, if it is a MongoDB.
+pub const MONGODB_URI: &str = "mongodb.uri";
+/// Where the rest stands.
+const FILE: &str = "parts.json";
+/// Longest wait for a server to name its key.
+const ASK_WITHIN: Duration = Duration::from_secs(10);
+/// Largest key or chain of certificates.
+const MAX_PEM: usize = 256 * 1024;
+
+/// Real servers to run on
+#[derive(Args, Clone, Debug, Default)]
+pub struct Arguments {
+    /// Keeps events and attestations in the MongoDB database that URI names
+    #[arg(long, value_name = "URI", env = "STELLA_MONGODB_URI", hide_env_values = true)]
+    pub mongodb_uri: Option<String>,
+    /// Logs in the Rekor at URL, not in a log of its own
+    #[arg(long, value_name = "URL")]
+    rekor: Option<String>,
+    /// Generation of that Rekor: 1 or 2
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2), requires = "rekor")]
+    rekor_version: u8,
+    /// Its public key (PEM); a version 1 is asked for it if this is left out
+    #[arg(long, value_name = "FILE", requires = "rekor")]
+    rekor_key: Option<PathBuf>,
+    /// Where a version 2 is read, if not below URL/api/v2
+    #[arg(long, value_name = "URL", requires = "rekor")]
+    rekor_tiles: Option<String>,
+    /// Has every signature dated by the timestamp authority (RFC 3161) at URL
+    #[arg(long, value_name = "URL")]
+    tsa: Option<String>,
+    /// Its certificates (PEM), its own first; it is asked for them at URL/certchain if this is left out
+    #[arg(long, value_name = "FILE", requires = "tsa")]
+    tsa_chain: Option<PathBuf>,
+}
+
+/// What a directory was made with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parts {
+    /// True if events lie in a MongoDB.
+    pub mongodb: bool,
+    /// The log, if it is elsewhere.
+    pub rekor: Option<Rekor>,
+    /// The timestamp authority.
+    pub tsa: Option<Tsa>,
+}
+
+/// A Rekor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rekor {
+    /// 1 or 2.
+    pub version: u8,
+    /// Base URL.
+    pub url: String,
+    /// Where a version 2 is read.
+    pub tiles: Option<String>,
+    /// Its public key (PEM).
+    pub key: String,
+}
+
+/// A timestamp authority.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tsa {
+    /// Where it is asked.
+    pub url: String,
+    /// Its certificates (PEM).
+    pub chain: String,
+}
+
+impl Rekor {
+    /// The log as trust roots name it: a version 2 by its host, a version 1 by its key alone.
+    pub fn trusted(&self) -> anyhow::Result<TrustedLog> {
+        let key = VerifyingKey::from_spki_pem(&self.key).context("--rekor-key")?;
+        let key = if self.version == 1 {
+            LogKey::any_origin(key)
+        } else {
+            LogKey::new(&host(&self.url)?, key)
+        };
+        Ok(TrustedLog {
+            key: key.context("--rekor-key")?,
+            base_url: self.url.clone(),
+            distrusted: false,
+        })
+    }
+}
+
+impl Tsa {
+    /// The authority as trust roots name it.
+    pub fn authority(&self) -> anyhow::Result<Authority> {
+        let name = host(&self.url).context("--tsa")?;
+        Authority::from_pem(&name, &self.chain).context("--tsa-chain: no chain of certificates")
+    }
+}
+
+fn host(url: &str) -> anyhow::Result<String> {
+    let parsed = reqwest::Url::parse(url).with_context(|| format!("`{url}` is not a URL"))?;
+    let host = parsed
+        .host_str()
+        .with_context(|| format!("`{url}` names no host"))?;
+    Ok(host.to_owned())
+}
+
+impl Arguments {
+    /// Settles what `dir` runs on: as it was made, or as these flags say if it is new.
+    ///
+    /// # Errors
+    /// The flags name something else than the directory was made with; a server does not name its key.
+    pub async fn settle(&self, dir: &DevDir) -> Result<Parts, Failure> {
+        let file = dir.path(FILE);
+        let kept: Option<Parts> = match fs::read(&file) {
+            _ if !dir.is_made() => None,
+            Ok(bytes) => {
+                Some(serde_json::from_slice(&bytes).with_context(|| format!("`{}`", file.display()))?)
+            }
+            Err(_) => Some(Parts::default()),
+        };
+        let parts = match kept {
+            Some(kept) => {
+                self.agree(&kept)?;
+                kept
+            }
+            None => {
+                let parts = self.ask().await?;
+                let bytes = serde_json::to_vec_pretty(&parts).map_err(anyhow::Error::from)?;
+                write_atomic(&file, &bytes, Access::Everybody).map_err(anyhow::Error::from)?;
+                parts
+            }
+        };
+        if let Some(uri) = &self.mongodb_uri {
+            fs::create_dir_all(dir.of(Service::Feedser, ""))?;
+            let place = dir.of(Service::Feedser, MONGODB_URI);
+            write_atomic(&place, uri.as_bytes(), Access::Owner).map_err(anyhow::Error::from)?;
+        }
+        Ok(parts)
+    }
+
+    /// Whether what is given here is what the directory was made with.
+    fn agree(&self, kept: &Parts) -> Result<(), Failure> {
+        let differs = |flag: &str| {
+            Err(Failure::usage(format!(
+                "{flag}: the directory was made with another choice; name another --dir"
+            )))
+        };
+        if self.mongodb_uri.is_some() && !kept.mongodb {
+            return differs("--mongodb-uri");
+        }
+        let rekor = kept.rekor.as_ref().map(|rekor| &rekor.url);
+        if self.rekor.is_some() && self.rekor.as_ref() != rekor {
+            return differs("--rekor");
+        }
+        let tsa = kept.tsa.as_ref().map(|tsa| &tsa.url);
+        if self.tsa.is_some() && self.tsa.as_ref() != tsa {
+            return differs("--tsa");
+        }
+        Ok(())
+    }
+
+    async fn ask(&self) -> Result<Parts, Failure> {
+        let rekor = match &self.rekor {
+            Some(url) => Some(self.rekor(url).await?),
+            None => None,
+        };
+        let tsa = match &self.tsa {
+            Some(url) => {
+                let chain = match &self.tsa_chain {
+                    Some(file) => read("--tsa-chain", file)?,
+                    None => asked("--tsa-chain", &format!("{}/certchain", url.trim_end_matches('/'))).await?,
+                };
+                let tsa = Tsa {
+                    url: url.clone(),
+                    chain,
+                };
+                tsa.authority()?;
+                Some(tsa)
+            }
+            None => None,
+        };
+        Ok(Parts {
+            mongodb: self.mongodb_uri.is_some(),
+            rekor,
+            tsa,
+        })
+    }
+
+    async fn rekor(&self, url: &str) -> Result<Rekor, Failure> {
+        if self.rekor_version == 1 && self.rekor_tiles.is_some() {
+            return Err(Failure::usage(
+                "--rekor-tiles is for --rekor-version 2".to_owned(),
+            ));
+        }
+        let key = match &self.rekor_key {
+            Some(file) => read("--rekor-key", file)?,
+            None if self.rekor_version == 1 => {
+                asked(
+                    "--rekor-key",
+                    &format!("{}/api/v1/log/publicKey", url.trim_end_matches('/')),
+                )
+                .await?
+            }
+            None => {
+                return Err(Failure::usage(
+                    "--rekor-key is missing: a Rekor of version 2 does not tell its key".to_owned(),
+                ));
+            }
+        };
+        let rekor = Rekor {
+            version: self.rekor_version,
+            url: url.to_owned(),
+            tiles: self.rekor_tiles.clone(),
+            key,
+        };
+        rekor.trusted()?;
+        Ok(rekor)
+    }
+}
+
+fn read(what: &str, file: &Path) -> Result<String, Failure> {
+    String::from_utf8(read_file(what, file)?)
+        .map_err(|_| Failure::new(format!("{what}: `{}` is not text", file.display())))
+}
+
+/// Asks a server for what the flag would have given, and says so: what a server says of itself is believed this once.
+async fn asked(flag: &str, url: &str) -> Result<String, Failure> {
+    let text = fetch(url)
+        .await
+        .with_context(|| format!("cannot get `{url}`; {flag} would name a file"))?;
+    say(&format!("{flag} is not given: `{url}` is believed"));
+    Ok(text)
+}
+
+async fn fetch(url: &str) -> anyhow::Result<String> {
+    install_provider();
+    let client = reqwest::Client::builder()
+        .timeout(ASK_WITHIN)
+        .redirect(reqwest::redirect::Policy::none())
+        .build()?;
+    let mut answer = client.get(url).send().await?.error_for_status()?;
+    let mut body = Vec::new();
+    while let Some(chunk) = answer.chunk().await? {
+        ensure!(body.len() + chunk.len() <= MAX_PEM, "more than {MAX_PEM} bytes");
+        body.extend_from_slice(&chunk);
+    }
+    Ok(String::from_utf8(body)?)
+}
