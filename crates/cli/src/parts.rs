@@ -33,7 +33,7 @@ const MAX_PEM: usize = 256 * 1024;
 
 /// Real servers to run on
 #[derive(Args, Clone, Debug, Default)]
-pub struct Arguments {
+pub struct Flags {
     /// Keeps events and attestations in the MongoDB database that URI names
     #[arg(long, value_name = "URI", env = "STELLA_MONGODB_URI", hide_env_values = true)]
     pub mongodb_uri: Option<String>,
@@ -123,7 +123,7 @@ fn host(url: &str) -> anyhow::Result<String> {
     Ok(host.to_owned())
 }
 
-impl Arguments {
+impl Flags {
     /// Settles what `dir` runs on: as it was made, or as these flags say if it is new.
     ///
     /// # Errors

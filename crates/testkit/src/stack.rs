@@ -97,8 +97,16 @@ impl Stack {
     /// # Panics
     /// They do not come up.
     pub fn start() -> Self {
+        Self::start_on(&[])
+    }
+
+    /// The same on real parts, which the flags of `stella up` name.
+    ///
+    /// # Panics
+    /// They do not come up.
+    pub fn start_on(flags: &[&str]) -> Self {
         let home = tempfile::tempdir().expect("a temporary directory");
-        let (up, env) = launch(&home.path().join("up"), &home.path().join(SAID));
+        let (up, env) = launch(&home.path().join("up"), &home.path().join(SAID), flags);
         Self {
             home,
             up,
@@ -162,7 +170,7 @@ impl Stack {
     /// # Panics
     /// They do not come up.
     pub fn up(&mut self) {
-        (self.up, self.env) = launch(&self.dir(), &self.file(SAID));
+        (self.up, self.env) = launch(&self.dir(), &self.file(SAID), &[]);
     }
 
     /// The directory of `stella up`.
@@ -469,11 +477,12 @@ impl Drop for Stack {
 }
 
 /// Starts `stella up` and waits for its line `ready`; what it says beside goes into the file `said`.
-fn launch(dir: &Path, said: &Path) -> (Child, BTreeMap<String, String>) {
+fn launch(dir: &Path, said: &Path, flags: &[&str]) -> (Child, BTreeMap<String, String>) {
     let file = OpenOptions::new().create(true).append(true).open(said);
     let mut up = Command::new(built("stella"))
         .args(["up", "--dir"])
         .arg(dir)
+        .args(flags)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(file.expect("a file for what it says"))

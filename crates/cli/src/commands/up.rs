@@ -34,7 +34,7 @@ pub struct Arguments {
     #[command(flatten)]
     place: Place,
     #[command(flatten)]
-    parts: parts::Arguments,
+    parts: parts::Flags,
 }
 
 /// Takes the directory for one supervisor; it is free again when this process ends.

@@ -63,11 +63,7 @@ fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), Failure
 }
 
 impl Demo {
-    pub(super) async fn start(
-        root: &Path,
-        arguments: &parts::Arguments,
-        quiet: bool,
-    ) -> Result<Self, Failure> {
+    pub(super) async fn start(root: &Path, arguments: &parts::Flags, quiet: bool) -> Result<Self, Failure> {
         let dir = DevDir::claim(root, "demo")?;
         let running = up::lock(&dir)?;
         dir.empty()?;
