@@ -1,16 +1,21 @@
 //! Real logs of others under the Signer, and what cosign signs into them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
+use stella_attest::digest::Digest;
 use stella_attest::evidence::Evidence;
 use stella_attest::key::VerifyingKey;
 use stella_attest::statement;
+use stella_proto::signer::v1 as signer_pb;
+use stella_proto::signer::v1::signer_service_client::SignerServiceClient;
 use stella_testkit::peers::{RekorV1, RekorV2, Tsa};
-use stella_testkit::stack::Stack;
+use stella_testkit::stack::{Ended, Stack};
+use stella_testkit::tools::built;
 
 use crate::cosign::{Cosign, failures, judged, text, trust};
 
@@ -262,8 +267,8 @@ fn an_envelope_that_a_crash_left_unlogged_is_logged_once() {
 
 /// What cosign signs with its own key, by the way that `signing` says.
 struct Theirs {
-    attested: std::path::PathBuf,
-    signed: std::path::PathBuf,
+    attested: PathBuf,
+    signed: PathBuf,
 }
 
 fn signs(cosign: &Cosign, config: &str, blob: &Path) -> Theirs {
@@ -428,4 +433,129 @@ fn what_cosign_signs_without_a_log_is_taken_as_far_as_the_policy_allows() {
             assert_eq!(found, want, "{policy}");
         }
     }
+}
+
+#[tokio::test]
+async fn an_authority_dates_what_the_own_log_has_too_and_a_retry_gets_the_first_date() {
+    let Some(tsa) = Tsa::shared() else { return };
+    let stack = Stack::start_on(&["--tsa", &tsa.url]);
+    assert!(
+        stack.said().contains("--tsa-chain is not given"),
+        "{}",
+        stack.said()
+    );
+    let blob = stack.write("blob", "what is dated twice");
+    let bundle = stack.attest("vex", &blob, &json!({"statements": []}), "dated");
+    let report = stack.stella(&["verify", &text(&bundle), "--output", "json"]);
+    assert_eq!(failures(&report), [""; 0], "{report:?}");
+    let report = report.json();
+    let times = report["times"].as_array().expect("times");
+    let mut sources: Vec<&str> = times.iter().filter_map(|time| time["source"].as_str()).collect();
+    sources.sort_unstable();
+    assert_eq!(sources, ["rfc3161", "witness"], "{report}");
+
+    // A retry is answered with the first date: a later one would make the signature younger than it is.
+    let mut signer = SignerServiceClient::new(stack.channel("signer").await);
+    let predicate = json!({"statements": []});
+    let digest = Digest::of(b"what is dated twice");
+    let order = signer_pb::SignRequest {
+        payload: statement::build("blob", &digest, statement::OPENVEX, predicate).into(),
+        idempotency_key: "dated-once".to_owned(),
+        ..signer_pb::SignRequest::default()
+    };
+    let mut stamps = Vec::new();
+    for _ in 0..2 {
+        let signed = signer
+            .sign(stack.request(order.clone()))
+            .await
+            .expect("signs")
+            .into_inner();
+        let bundle: Value = serde_json::from_slice(&signed.bundle).expect("JSON");
+        stamps.push(bundle["verificationMaterial"]["timestampVerificationData"].clone());
+    }
+    assert_ne!(stamps[0], Value::Null);
+    assert_eq!(stamps[0], stamps[1]);
+}
+
+#[test]
+fn parts_that_contradict_each_other_or_do_not_answer_are_refused_by_their_flag() {
+    let home = tempfile::tempdir().expect("a directory");
+    let key = home.path().join("key.pem");
+    std::fs::write(&key, "no key").expect("writes");
+    let (key, absent) = (text(&key), text(&home.path().join("absent.pem")));
+    let closed = "http://127.0.0.1:9";
+    for (case, flags, code, want) in [
+        (
+            "tiles of a version 1",
+            &["--rekor", closed, "--rekor-key", &key, "--rekor-tiles", closed][..],
+            2,
+            "--rekor-tiles is for --rekor-version 2",
+        ),
+        (
+            "a version 2 without its key",
+            &["--rekor", closed, "--rekor-version", "2"],
+            2,
+            "--rekor-key is missing",
+        ),
+        (
+            "a version of the future",
+            &["--rekor", closed, "--rekor-version", "3"],
+            2,
+            "--rekor-version",
+        ),
+        ("a key without a log", &["--rekor-key", &key], 2, "--rekor <URL>"),
+        (
+            "a key that is none",
+            &["--rekor", closed, "--rekor-key", &key],
+            1,
+            "--rekor-key",
+        ),
+        (
+            "a key that is not there",
+            &["--rekor", closed, "--rekor-key", &absent],
+            4,
+            "absent.pem",
+        ),
+        (
+            "a log that does not answer",
+            &["--rekor", closed],
+            1,
+            "/api/v1/log/publicKey",
+        ),
+        (
+            "an authority that does not answer",
+            &["--tsa", closed],
+            1,
+            "/certchain",
+        ),
+        (
+            "a chain that is none",
+            &["--tsa", closed, "--tsa-chain", &key],
+            1,
+            "--tsa-chain",
+        ),
+    ] {
+        let dir = home.path().join(case.replace(' ', "-"));
+        let mut up = Command::new(built("stella"));
+        up.args(["up", "--dir"])
+            .arg(&dir)
+            .args(flags)
+            .stdin(Stdio::null());
+        let ended = Ended::of(up.env_remove("STELLA_MONGODB_URI"));
+        assert_eq!(ended.code, code, "{case}: {ended:?}");
+        assert!(ended.stderr.contains(want), "{case}: {ended:?}");
+    }
+
+    // A directory stays what it was made as.
+    let mut stack = Stack::start();
+    stack.down();
+    let dir = text(&stack.dir());
+    let other = stack.stella(&["up", "--dir", &dir, "--rekor", closed]);
+    assert_eq!(other.code, 2, "{other:?}");
+    assert!(
+        other
+            .stderr
+            .contains("--rekor: the directory was made with another choice"),
+        "{other:?}"
+    );
 }
