@@ -85,7 +85,7 @@ pub(crate) async fn up(arguments: Arguments, output: Output) -> Result<(), Failu
     let _lock = lock(&dir)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let parts = arguments.parts.settle(&dir).await?;
+    let parts = dir.settle(&arguments.parts).await?;
     if let Some(uri) = &arguments.parts.mongodb_uri {
         feedser::migrate(uri, None).await?;
     }

@@ -69,7 +69,7 @@ impl Demo {
         dir.empty()?;
         drop(running);
         let lock = up::lock(&dir)?;
-        let parts = arguments.settle(&dir).await?;
+        let parts = dir.settle(arguments).await?;
         if let Some(uri) = &arguments.mongodb_uri {
             crate::commands::feedser::migrate(uri, None).await?;
             let events = events_of(uri).await?;
