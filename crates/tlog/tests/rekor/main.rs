@@ -3,4 +3,5 @@
 
 mod door;
 mod given;
+mod v1;
 mod v2;
