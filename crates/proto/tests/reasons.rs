@@ -70,7 +70,16 @@ const OTHERS: [(&str, &[&str]); 7] = [
     ("settings of SQLite", &["EXCLUSIVE", "FULL", "MEMORY", "WAL"]),
     (
         "the system's names, and units of grpc-timeout",
-        &["H", "M", "OUT_DIR", "S", "SIGINT", "SIGTERM", "STELLA_SUPERVISED"],
+        &[
+            "H",
+            "M",
+            "OUT_DIR",
+            "S",
+            "SIGINT",
+            "SIGTERM",
+            "STELLA_MONGODB_URI",
+            "STELLA_SUPERVISED",
+        ],
     ),
     (
         "codes and their absence, in logs and metrics",

@@ -8,6 +8,7 @@ mod demo;
 mod doors;
 mod interop;
 mod log_face;
+mod mongo;
 mod readme;
 mod shell;
 mod telemetry;
