@@ -21,6 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Where the standard error of `stella up` goes, beside its directory.
 const SAID: &str = "up.log";
 
+/// The variable that `stella` takes the URI of a MongoDB database from.
+const MONGODB_URI: &str = "STELLA_MONGODB_URI";
+
 /// What a program printed and how it ended.
 #[derive(Debug)]
 pub struct Ended {
@@ -211,6 +214,7 @@ impl Stack {
         let mut command = Command::new(built("stella"));
         command
             .args(arguments)
+            .env_remove(MONGODB_URI)
             .envs(&self.env)
             .current_dir(self.home.path())
             .stdin(Stdio::null());
@@ -483,6 +487,8 @@ fn launch(dir: &Path, said: &Path, flags: &[&str]) -> (Child, BTreeMap<String, S
         .args(["up", "--dir"])
         .arg(dir)
         .args(flags)
+        // It may name a server for other tests.
+        .env_remove(MONGODB_URI)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(file.expect("a file for what it says"))

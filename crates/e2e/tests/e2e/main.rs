@@ -9,6 +9,7 @@ mod demo;
 mod doors;
 mod interop;
 mod log_face;
+mod mongo;
 mod readme;
 mod real_logs;
 mod shell;
