@@ -4,7 +4,7 @@
 //! writes can end up in those four members. The event hash covers everything but `provenance` and `trust`, which the
 //! receipt binds on their own.
 
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use crate::canonical;
 use crate::digest::Digest;
@@ -290,11 +290,32 @@ fn storable_keys(value: &Value, path: &str) -> Result<(), EventError> {
     }
 }
 
+/// What a CI keeps of a proven event's `provenance` and `trust` (`provenance-meta.json`): the envelope, its key, where it
+/// is logged, and who verified it. A member that is not there is left out.
+pub fn provenance_meta(provenance: &Value, trust: &Value) -> Value {
+    let some = |from: &Value, names: &[&str]| {
+        let mut members = Map::new();
+        for name in names {
+            if let Some(member) = from.get(*name) {
+                members.insert((*name).to_owned(), member.clone());
+            }
+        }
+        members
+    };
+    let from = &provenance["dsse"];
+    let mut dsse = some(from, &["envelopeDigest", "payloadType"]);
+    dsse.insert(
+        "key".into(),
+        some(&from["key"], &["algo", "issuer", "keyId"]).into(),
+    );
+    let rekor = some(&from["rekor"], &["integratedTime", "logIndex", "uuid"]);
+    dsse.insert("rekor".into(), rekor.into());
+    json!({"dsse": dsse, "trust": some(trust, &["verified", "verifier"])})
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
-
     fn document() -> Value {
         json!({
             "_id": "evt_1", "kind": "VEX", "ts": "2025-11-11T12:00:00Z", "own": {"kept": [1, 2.5, null]},

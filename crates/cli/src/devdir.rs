@@ -38,6 +38,8 @@ const PARTS: &str = "parts.json";
 const MONGODB_URI: &str = "mongodb.uri";
 /// The public key of a Rekor, for the Signer.
 const REKOR_KEY: &str = "rekor.pub.pem";
+/// The log's public key, for Feedser.
+const LOG_KEY: &str = "log.pub.pem";
 /// The certificates of a timestamp authority, for the Signer.
 const TSA_CHAIN: &str = "tsa.pem";
 /// Says that a directory is one of ours, and of which command.
@@ -300,6 +302,7 @@ impl DevDir {
         let witness = self.keys(ports, parts)?;
         if let Some(rekor) = &parts.rekor {
             fs::write(self.of(Service::Signer, REKOR_KEY), &rekor.key)?;
+            fs::write(self.of(Service::Feedser, LOG_KEY), &rekor.key)?;
         }
         if let Some(tsa) = &parts.tsa {
             fs::write(self.of(Service::Signer, TSA_CHAIN), &tsa.chain)?;
@@ -373,6 +376,11 @@ impl DevDir {
             Some(rekor) => rekor.trusted()?,
             None => {
                 let log = self.new_key(Service::Signer, "log.pem", Algorithm::Ed25519)?;
+                write_atomic(
+                    &self.of(Service::Feedser, LOG_KEY),
+                    log.verifying_key().to_pem().as_bytes(),
+                    Access::Everybody,
+                )?;
                 TrustedLog {
                     key: LogKey::new(ORIGIN, log.verifying_key().clone())?,
                     base_url: log_url(ports).unwrap_or_else(|| format!("https://{ORIGIN}")),
@@ -575,6 +583,30 @@ fn logs(http: Option<u16>, witness: &NoteKey, parts: &Parts) -> String {
     text
 }
 
+/// The log that Feedser completes evidence from, if it can be read over HTTP.
+fn read_log(ports: &BTreeMap<String, Ports>, parts: &Parts) -> anyhow::Result<String> {
+    let (kind, url, origin) = match &parts.rekor {
+        None => match log_url(ports) {
+            Some(url) => ("tiles", url, Some(ORIGIN.to_owned())),
+            None => return Ok(String::new()),
+        },
+        Some(rekor) if rekor.version == 1 => ("rekor-v1", rekor.url.clone(), None),
+        Some(rekor) => {
+            let below = || format!("{}/api/v2", rekor.url.trim_end_matches('/'));
+            let origin = rekor.trusted()?.key.origin;
+            ("tiles", rekor.tiles.clone().unwrap_or_else(below), Some(origin))
+        }
+    };
+    let mut text = format!(
+        "\n[[log]]\nkind = \"{kind}\"\nurl = {}\npublic_key = \"{LOG_KEY}\"\nstate_dir = \"logs\"\n",
+        toml_text(&url)
+    );
+    if let Some(origin) = origin {
+        text.push_str(&format!("origin = {}\n", toml_text(&origin)));
+    }
+    Ok(text)
+}
+
 /// `text` as a TOML string.
 fn toml_text(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
@@ -622,14 +654,15 @@ fn config(
             upstream(Service::Signer)
         ),
         Service::Feedser => format!(
-            "[store]\n{}\n\n[trust]\nreceipt_keys = [\"receipt.pub.pem\"]\n\n{}\n{}",
+            "[store]\n{}\n\n[trust]\nreceipt_keys = [\"receipt.pub.pem\"]\n\n{}\n{}{}",
             if parts.mongodb {
                 format!("mongodb_uri_file = \"{MONGODB_URI}\"")
             } else {
                 "path = \"feedser.db\"".to_owned()
             },
             upstream(Service::Verifier),
-            upstream(Service::Signer)
+            upstream(Service::Signer),
+            read_log(ports, parts)?
         ),
         Service::Backfill => format!(
             "[store]\npath = \"backfill.db\"\n\n{}",

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use stella_attest::digest::Digest;
+use stella_attest::event::provenance_meta;
 use stella_attest::receipt::ReceiptError;
 use stella_attest::timestamp::Timestamp;
 use stella_serve::access::Tenant;
@@ -90,6 +91,8 @@ pub struct Attached {
     pub job: Option<String>,
     /// Digest of the attached envelope, as it stands on the event.
     pub envelope_digest: String,
+    /// What a CI keeps of it.
+    pub meta: Value,
 }
 
 /// An order, and where it stands in the call.
@@ -146,6 +149,31 @@ impl Feedser {
             .collect()
     }
 
+    /// The order with evidence from the log, where it names an entry and its evidence bears none.
+    ///
+    /// # Errors
+    /// The entry cannot be read, or is of something else.
+    pub(crate) async fn complete(
+        &self,
+        tenant: &Tenant,
+        mut order: AttachOrder,
+    ) -> Result<AttachOrder, Error> {
+        let place = order.claims.as_ref().and_then(Claims::place);
+        let Some(place) = place.filter(|_| !self.logs.is_empty()) else {
+            return Ok(order);
+        };
+        let attestation = match &order.evidence {
+            Source::Given(given) => Some(Arc::clone(given)),
+            Source::Stored(digest) => self.fetch(tenant, vec![*digest]).await?.remove(digest),
+        };
+        if let Some(attestation) = attestation.filter(|attestation| attestation.info.log.is_none()) {
+            let max = self.limits.max_evidence_bytes.get();
+            let completed = self.logs.complete(&attestation, &place, max).await?;
+            order.evidence = Source::Given(Arc::new(completed));
+        }
+        Ok(order)
+    }
+
     /// One round; returns the items that have to be tried again.
     async fn attach_round(
         &self,
@@ -178,7 +206,13 @@ impl Feedser {
         for ((number, order, guard), sealed) in sealing.into_iter().zip(self.seal(tenant, orders).await) {
             match sealed.and_then(|sealed| hold_claims(&order, &sealed.provenance).map(|()| sealed)) {
                 Ok(sealed) => {
-                    let attached = attached(&order.event_id, guard.rev + 1, false, &sealed.provenance);
+                    let attached = attached(
+                        &order.event_id,
+                        guard.rev + 1,
+                        false,
+                        &sealed.provenance,
+                        &sealed.trust,
+                    );
                     updates.push(update(&order, &guard, sealed));
                     storing.push((number, order, attached));
                 }
@@ -292,6 +326,7 @@ fn plan(
                     record.rev,
                     true,
                     provenance,
+                    trust,
                 )));
             }
             match order.supersede {
@@ -337,7 +372,7 @@ fn hold_claims(order: &AttachOrder, provenance: &Value) -> Result<(), Error> {
     }
 }
 
-fn attached(event_id: &str, rev: u64, already: bool, provenance: &Value) -> Attached {
+fn attached(event_id: &str, rev: u64, already: bool, provenance: &Value, trust: &Value) -> Attached {
     Attached {
         event_id: event_id.to_owned(),
         rev,
@@ -347,6 +382,7 @@ fn attached(event_id: &str, rev: u64, already: bool, provenance: &Value) -> Atta
             .as_str()
             .unwrap_or_default()
             .to_owned(),
+        meta: provenance_meta(provenance, trust),
     }
 }
 

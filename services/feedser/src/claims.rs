@@ -8,6 +8,7 @@ use serde_json::Value;
 use stella_attest::digest::Digest;
 
 use crate::error::Error;
+use crate::logs::Place;
 
 /// The members of `dsse` that are compared, as paths.
 const COMPARED: [&[&str]; 12] = [
@@ -135,6 +136,18 @@ impl Claims {
             envelope_digest,
             chain,
         })
+    }
+
+    /// Where the log entry is that the claims are about, if they say so.
+    pub(crate) fn place(&self) -> Option<Place> {
+        let rekor = self.dsse.get("rekor")?;
+        let text = |name: &str| rekor[name].as_str().map(str::to_owned);
+        let place = Place {
+            log_id: text("logId"),
+            index: rekor["logIndex"].as_u64(),
+            uuid: text("uuid"),
+        };
+        (place.index.is_some() || place.uuid.is_some()).then_some(place)
     }
 
     /// Compares with what was verified.

@@ -27,9 +27,39 @@ pub struct Config {
     pub signer: UpstreamConfig,
     /// Whose receipts count.
     pub trust: TrustConfig,
+    /// Logs that evidence without a log entry is completed from, in the order in which they are asked.
+    #[serde(default, rename = "log")]
+    pub logs: Vec<LogConfig>,
     /// How much is taken and given at once.
     #[serde(default)]
     pub limits: Limits,
+}
+
+/// How a log is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogKind {
+    /// By the interface of a Rekor v1.
+    #[serde(rename = "rekor-v1")]
+    RekorV1,
+    /// By its tiles: a Rekor v2, or the Signer's own log.
+    Tiles,
+}
+
+/// `[[log]]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogConfig {
+    /// How it is read.
+    pub kind: LogKind,
+    /// Base URL of a Rekor v1; of tiles, where `checkpoint` and `tile/…` lie.
+    pub url: String,
+    /// The log's public key (PEM, SubjectPublicKeyInfo).
+    pub public_key: ConfigPath,
+    /// The name in its checkpoints. Without it, a Rekor v1 may bear any and a log in tiles is named as its host.
+    pub origin: Option<String>,
+    /// Folder in which the last checkpoint seen is kept; several logs may share it, processes may not.
+    pub state_dir: ConfigPath,
 }
 
 /// `[store]`: one of the two stores.
@@ -162,6 +192,8 @@ mod tests {
         };
         assert_eq!(file, path.parent().unwrap().join("feedser.db"));
         assert_eq!(readers, DEFAULT_READERS);
+        let kinds: Vec<LogKind> = config.logs.iter().map(|log| log.kind).collect();
+        assert_eq!(kinds, [LogKind::RekorV1, LogKind::Tiles]);
     }
 
     #[test]

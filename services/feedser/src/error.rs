@@ -12,6 +12,7 @@ use stella_attest::receipt::ReceiptError;
 use stella_attest::statement::StatementError;
 use stella_proto::status::{refuse, refuse_field};
 use stella_proto::types::v1::ItemError;
+use stella_tlog::LogError;
 use tonic::{Code, Status};
 
 use crate::store::StoreError;
@@ -167,6 +168,17 @@ pub enum Error {
     /// The Signer's answer is not an envelope of the manifest.
     #[error("the signer did not sign the manifest")]
     ManifestInvalid,
+    /// The log entry that a caller names cannot be read.
+    #[error("{0}")]
+    Log(#[source] LogError),
+    /// The log entry that a caller names is of something else.
+    #[error("log entry {index} is not of this envelope ({reason})")]
+    EntryForeign {
+        /// Its index.
+        index: u64,
+        /// What differs; the reason.
+        reason: &'static str,
+    },
     /// A called service refused or could not be reached.
     #[error("{}", .0.message())]
     Upstream(Status),
@@ -257,6 +269,19 @@ impl Error {
             }
             Self::ClaimMismatch { field, .. } => at(Code::InvalidArgument, "CLAIM_MISMATCH", field),
             Self::ClaimNotVerified => at(Code::InvalidArgument, "CLAIM_NOT_VERIFIED", "trust.verified"),
+            Self::Log(error) => {
+                let code = match error {
+                    LogError::Unavailable(_) | LogError::Storage(_) | LogError::Closed | LogError::Busy => {
+                        Code::Unavailable
+                    }
+                    LogError::AnswerInvalid { .. } | LogError::Forked(_) | LogError::RolledBack(_) => {
+                        Code::DataLoss
+                    }
+                    _ => Code::FailedPrecondition,
+                };
+                at(code, error.reason(), "dsse.rekor")
+            }
+            Self::EntryForeign { reason, .. } => at(Code::FailedPrecondition, reason, "dsse.rekor"),
             Self::SealInvalid(_) => whole(Code::Internal, "SEAL_INVALID"),
             Self::ManifestInvalid => whole(Code::Internal, "MANIFEST_INVALID"),
             Self::Upstream(status) => status.clone(),

@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 
 use crate::config::Limits;
 use crate::error::Error;
+use crate::logs::Logs;
 use crate::record::Record;
 use crate::remote::{Signer, Verifier};
 use crate::store::{Store, StoredEvent};
@@ -22,6 +23,7 @@ pub struct Feedser {
     pub(crate) verifier: Verifier,
     pub(crate) signer: Signer,
     pub(crate) receipt_keys: Arc<[VerifyingKey]>,
+    pub(crate) logs: Logs,
     pub(crate) limits: Limits,
 }
 
@@ -32,6 +34,7 @@ impl Feedser {
         verifier: Verifier,
         signer: Signer,
         receipt_keys: Vec<VerifyingKey>,
+        logs: Logs,
         limits: Limits,
     ) -> Self {
         Self {
@@ -39,6 +42,7 @@ impl Feedser {
             verifier,
             signer,
             receipt_keys: receipt_keys.into(),
+            logs,
             limits,
         }
     }

@@ -1,7 +1,7 @@
 //! The event graph and the attestation repository.
 //!
 //! A request goes one way: `api` or `rest` parses it, `append`, `attach`, `repository` or `audit` decides, `remote`
-//! asks the Verifier or the Signer, `store` keeps, and the answer goes back. What an event's proof is worth is
+//! asks the Verifier or the Signer, `logs` the transparency logs, `store` keeps, and the answer goes back. What an event's proof is worth is
 //! decided in `record` (when it is read) and `seal` (before it is written), and nowhere else.
 //!
 //! Feedser alone writes events. It cannot make a verdict: each one bears a receipt of the Verifier over exactly what
@@ -15,6 +15,7 @@ pub mod claims;
 pub mod config;
 mod error;
 pub mod feedser;
+pub mod logs;
 mod page_token;
 pub mod record;
 pub mod remote;
@@ -38,6 +39,7 @@ pub use error::Error;
 use crate::api::FeedserApi;
 use crate::config::StoreConfig;
 use crate::feedser::Feedser;
+use crate::logs::Logs;
 use crate::remote::{Signer, Verifier};
 use crate::store::Store;
 use crate::store::mongo::{self, MongoStore};
@@ -54,7 +56,9 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
     let timeout = config.limits.upstream_timeout();
     let verifier = Verifier::of(shell.upstream("verifier", &config.verifier), timeout);
     let signer = Signer::of(shell.upstream("signer", &config.signer), timeout);
-    let feedser = Arc::new(Feedser::new(store, verifier, signer, receipt_keys, config.limits));
+    let logs = tokio::task::spawn_blocking(move || Logs::open(&config.logs)).await??;
+    let feedser = Feedser::new(store, verifier, signer, receipt_keys, logs, config.limits);
+    let feedser = Arc::new(feedser);
     let server = FeedserServiceServer::new(FeedserApi::new(Arc::clone(&feedser)))
         .max_decoding_message_size(shell.max_message_bytes())
         .max_encoding_message_size(usize::MAX);

@@ -83,6 +83,12 @@ struct AttachedProvenance {
     outcome: &'static str,
     /// How often the event was written.
     rev: u64,
+    /// What was verified: `envelopeDigest`, `payloadType`, `key`, and `logIndex`, `uuid` and `integratedTime` of `rekor`.
+    #[schema(value_type = Object)]
+    dsse: Value,
+    /// `verified` and `verifier`.
+    #[schema(value_type = Object)]
+    trust: Value,
 }
 
 /// The seed's body: what CI says of the attestation. It is compared with what is verified and never stored.
@@ -197,14 +203,17 @@ async fn try_attach(feedser: &Arc<Feedser>, request: Request) -> Result<Response
     let body = read(body).await?;
     let max = feedser.limits.max_evidence_bytes.get();
     let order = blocking(move || claim(event_id, &body, max)).await??;
+    let order = feedser.complete(&tenant, order).await?;
     let attached = attach(feedser, &tenant, order).await?;
     Ok((StatusCode::ACCEPTED, Json(attached)).into_response())
 }
 
 async fn attach(feedser: &Feedser, tenant: &Tenant, order: AttachOrder) -> Result<AttachedProvenance, Error> {
     let attached = feedser.attach(tenant, vec![Ok(order)], now()).await.pop();
-    let attached = attached.unwrap_or(Err(Error::Cancelled))?;
+    let mut attached = attached.unwrap_or(Err(Error::Cancelled))?;
     Ok(AttachedProvenance {
+        dsse: attached.meta["dsse"].take(),
+        trust: attached.meta["trust"].take(),
         event_id: attached.event_id,
         envelope_digest: attached.envelope_digest,
         outcome: if attached.already {
@@ -331,6 +340,9 @@ mod tests {
         );
         let properties = &document["components"]["schemas"]["AttachedProvenance"]["properties"];
         let names: Vec<_> = properties.as_object().unwrap().keys().cloned().collect();
-        assert_eq!(names, ["envelopeDigest", "eventId", "outcome", "rev"]);
+        assert_eq!(
+            names,
+            ["dsse", "envelopeDigest", "eventId", "outcome", "rev", "trust"]
+        );
     }
 }

@@ -57,6 +57,8 @@ pub(crate) struct Sealed {
     pub(crate) proof: Proof,
     /// The `provenance` in it.
     pub(crate) provenance: Value,
+    /// The `trust` in it.
+    pub(crate) trust: Value,
     /// The attestations that it rests on.
     pub(crate) evidence: Vec<Arc<Attestation>>,
 }
@@ -160,7 +162,8 @@ fn accept(order: Order, result: pb::VerifyBatchResult, keys: &[VerifyingKey]) ->
     if receipt.envelope_digest != evidence.received && receipt.envelope_digest != evidence.canonical {
         return Err(Error::SealInvalid("the receipt is of another envelope"));
     }
-    let provenance = event.into_value()["provenance"].take();
+    let mut document = event.into_value();
+    let (provenance, trust) = (document["provenance"].take(), document["trust"].take());
     let mut rests_on = order.chain;
     rests_on.push(order.evidence);
     let proof = Proof {
@@ -171,6 +174,7 @@ fn accept(order: Order, result: pb::VerifyBatchResult, keys: &[VerifyingKey]) ->
     Ok(Sealed {
         proof,
         provenance,
+        trust,
         evidence: rests_on,
     })
 }

@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::Args;
 use serde_json::{Value, json};
 use stella_attest::canonical;
+use stella_attest::event::provenance_meta;
 use stella_attest::evidence::Evidence;
 use stella_attest::statement::{Kind, Statement};
 use stella_attest::timestamp::Timestamp;
@@ -14,8 +15,9 @@ use stella_proto::feedser::v1::append_events_result::Outcome;
 use stella_proto::status::from_item_error;
 
 use super::attest::read_evidence;
+use super::events;
 use crate::client::{Connection, random_hex};
-use crate::failure::Failure;
+use crate::failure::{Failure, try_to_write, write_file};
 use crate::output::{print_json, print_line};
 
 /// Stores an attestation and appends the event that it proves
@@ -44,6 +46,9 @@ pub struct Arguments {
     /// Envelope digest that is attached now and is to give way
     #[arg(long, value_name = "DIGEST", requires = "to_event", default_value = "")]
     pub supersede: String,
+    /// Writes what was verified to FILE, as publish_attestation_with_provenance.sh does
+    #[arg(long, value_name = "FILE")]
+    pub emit_meta: Option<PathBuf>,
 }
 
 /// The time now, in whole seconds.
@@ -92,13 +97,37 @@ pub struct Published {
 }
 
 pub(crate) async fn run(arguments: Arguments, connection: &Connection) -> Result<(), Failure> {
+    let emit_meta = arguments.emit_meta.clone();
+    if let Some(file) = &emit_meta {
+        try_to_write(file)?;
+    }
     let published = publish(arguments, connection).await?;
+    if let Some(file) = &emit_meta {
+        write_file(file, &meta(&published.event_id, connection).await?)?;
+    }
     if connection.is_json() {
         return print_json(&json!({
             "envelopeDigest": published.envelope_digest, "eventId": published.event_id, "rev": published.rev,
         }));
     }
     print_line(&published.event_id)
+}
+
+/// `provenance-meta.json` of a proven event: canonical JSON and a newline.
+async fn meta(event_id: &str, connection: &Connection) -> Result<Vec<u8>, Failure> {
+    let request = pb::GetEventRequest {
+        event_id: event_id.to_owned(),
+    };
+    let mut feedser = connection.feedser().await?;
+    let answer = feedser.get_event(connection.request(request)).await?.into_inner();
+    let event = answer
+        .event
+        .ok_or_else(|| Failure::new(format!("no event {event_id}")))?;
+    let document = events::document(&event)?;
+    let meta = provenance_meta(&document["provenance"], &document["trust"]);
+    let mut bytes = canonical::to_vec(&meta);
+    bytes.push(b'\n');
+    Ok(bytes)
 }
 
 /// Stores the bundle and its predecessors, and appends or attaches.

@@ -253,6 +253,7 @@ impl Demo {
                 id: Some(attested.event_id.clone()),
                 to_event: None,
                 supersede: String::new(),
+                emit_meta: None,
             };
             let published = publish::publish(arguments, &self.connection).await?;
             ensure(published.event_id == attested.event_id, || {

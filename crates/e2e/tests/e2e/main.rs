@@ -3,6 +3,7 @@
 mod audit_log;
 mod bad_input;
 mod cli;
+mod completion;
 mod cosign;
 mod crash;
 mod demo;

@@ -1,0 +1,187 @@
+//! The logs from which evidence without a log entry is completed: a CI that logs by itself has the envelope and the
+//! place of its entry, not the entry's proof.
+//!
+//! An entry is read from the log that has it, verified there as far as the log goes, and must be of this envelope. What
+//! comes of it is evidence like any other: the Verifier judges it, by its own trust roots.
+
+use std::fs;
+use std::sync::Arc;
+
+use anyhow::{Context as _, ensure};
+use http::Uri;
+use stella_attest::checkpoint::LogKey;
+use stella_attest::digest::Digest;
+use stella_attest::entry;
+use stella_attest::evidence::{Evidence, LogEntry};
+use stella_attest::key::VerifyingKey;
+use stella_attest::trust::TrustedLog;
+use stella_tlog::LogError;
+use stella_tlog::rekor::tiles::TileReader;
+use stella_tlog::rekor::v1::RekorV1;
+use stella_tlog::rekor::{LogReader, RekorConfig};
+use tokio::sync::Semaphore;
+
+use crate::config::{LogConfig, LogKind};
+use crate::error::Error;
+use crate::feedser::blocking;
+use crate::repository::read_evidence;
+use crate::store::Attestation;
+
+/// Entries that are read at the same time.
+const AT_ONCE: usize = 64;
+
+/// Where a log entry is, as a caller says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// The log's id, in hex.
+    pub log_id: Option<String>,
+    /// Index in the log.
+    pub index: Option<u64>,
+    /// Rekor v1's id of the entry.
+    pub uuid: Option<String>,
+}
+
+/// The configured logs.
+pub struct Logs {
+    readers: Vec<Arc<dyn LogReader>>,
+    places: Semaphore,
+}
+
+impl Logs {
+    /// The logs in the order in which they are asked.
+    pub fn new(readers: Vec<Arc<dyn LogReader>>) -> Self {
+        Self {
+            readers,
+            places: Semaphore::new(AT_ONCE),
+        }
+    }
+
+    /// Opens what the configuration names. Blocks.
+    ///
+    /// # Errors
+    /// A key that cannot be read, or a client that cannot be made.
+    pub(crate) fn open(configs: &[LogConfig]) -> anyhow::Result<Self> {
+        let mut readers: Vec<Arc<dyn LogReader>> = Vec::new();
+        for (number, config) in configs.iter().enumerate() {
+            let reader = open(config).with_context(|| format!("`log[{number}]`"))?;
+            let is_known = readers.iter().any(|known| known.log_id() == reader.log_id());
+            ensure!(!is_known, "`log[{number}]` is a log that is configured already");
+            readers.push(reader);
+        }
+        Ok(Self::new(readers))
+    }
+
+    /// True if there is none.
+    pub fn is_empty(&self) -> bool {
+        self.readers.is_empty()
+    }
+
+    /// `attestation` with the entry that `place` names: a bundle with envelope, entry, and what the evidence had besides.
+    ///
+    /// # Errors
+    /// [`Error::Log`] of the last log asked, if none has such an entry; [`Error::EntryForeign`] if the entry there is of
+    /// something else.
+    pub(crate) async fn complete(
+        &self,
+        attestation: &Attestation,
+        place: &Place,
+        max: usize,
+    ) -> Result<Attestation, Error> {
+        let _place = self.places.acquire().await.map_err(|_| Error::Cancelled)?;
+        let mut refused = Error::Log(LogError::EntryNotFound);
+        for reader in &self.readers {
+            let is_named = |named: &String| *named == hex::encode(reader.log_id());
+            if !place.log_id.as_ref().is_none_or(is_named) {
+                continue;
+            }
+            let entry = match read(reader.as_ref(), place).await {
+                Ok(entry) => entry,
+                // Another log may have it.
+                Err(error) => {
+                    if !matches!(error, LogError::EntryNotFound | LogError::NotSearchable(_)) {
+                        refused = Error::Log(error);
+                    }
+                    continue;
+                }
+            };
+            let evidence = attestation.evidence.clone();
+            match blocking(move || completed(&evidence, &entry)).await? {
+                Ok(bundle) => return blocking(move || read_evidence(bundle.into(), max)).await?,
+                Err(error) => refused = error,
+            }
+        }
+        Err(refused)
+    }
+}
+
+fn open(config: &LogConfig) -> anyhow::Result<Arc<dyn LogReader>> {
+    let file = &config.public_key;
+    let text = fs::read_to_string(file).with_context(|| format!("cannot read `{}`", file.display()))?;
+    let key = VerifyingKey::from_spki_pem(&text).with_context(|| format!("`{}`", file.display()))?;
+    let host = || {
+        let url: Uri = config.url.parse().ok()?;
+        Some(url.host()?.to_owned())
+    };
+    let key = match (&config.origin, config.kind) {
+        (Some(origin), _) => LogKey::new(origin, key),
+        (None, LogKind::RekorV1) => LogKey::any_origin(key),
+        (None, LogKind::Tiles) => LogKey::new(&host().unwrap_or_default(), key),
+    };
+    let log = TrustedLog {
+        key: key.with_context(|| format!("`{}`", file.display()))?,
+        base_url: config.url.clone(),
+        distrusted: false,
+    };
+    let mut rekor = RekorConfig::new(config.url.clone(), log);
+    rekor.state_dir = Some(config.state_dir.to_path_buf());
+    Ok(match config.kind {
+        LogKind::RekorV1 => Arc::new(RekorV1::open(rekor)?),
+        LogKind::Tiles => Arc::new(TileReader::open(rekor)?),
+    })
+}
+
+/// By id where the log can, else by index.
+async fn read(reader: &dyn LogReader, place: &Place) -> Result<LogEntry, LogError> {
+    if let Some(uuid) = &place.uuid {
+        match reader.entry_by_uuid(uuid).await {
+            Err(LogError::NotSearchable(_)) => {}
+            outcome => return outcome,
+        }
+    }
+    match place.index {
+        Some(index) => reader.entry_by_index(index).await,
+        None => Err(LogError::NotSearchable("id")),
+    }
+}
+
+/// The bundle of `evidence` and `entry`, which must be of its envelope.
+fn completed(evidence: &[u8], entry: &LogEntry) -> Result<Vec<u8>, Error> {
+    let foreign = |reason: &'static str| Error::EntryForeign {
+        index: entry.log_index,
+        reason,
+    };
+    let evidence = Evidence::parse(evidence).map_err(Error::BadEvidence)?;
+    let body =
+        entry::parse(&entry.kind, &entry.version, &entry.body).map_err(|error| foreign(error.reason()))?;
+    let envelope = &evidence.envelope;
+    let (pae, payload) = (Digest::of(&envelope.pae()), Digest::of(&envelope.payload));
+    if !body.is_over(&pae, Some(&payload)) {
+        return Err(foreign("ENTRY_DIGEST_MISMATCH"));
+    }
+    let mut bound = body.signatures.iter();
+    let bound = bound.find(|bound| {
+        envelope
+            .signatures
+            .iter()
+            .any(|known| known.sig == bound.signature)
+    });
+    let bound = bound.ok_or_else(|| foreign("ENTRY_SIGNATURE_MISMATCH"))?;
+    let key = VerifyingKey::from_spki_der(&bound.spki).map_err(|_| foreign("ENTRY_KEY_MISMATCH"))?;
+    // The key is a hint: the Verifier believes only those of its trust roots.
+    Ok(Evidence::bundle_of(
+        &envelope.canonical_bytes(),
+        key.key_id(),
+        std::slice::from_ref(entry),
+        &evidence.material.timestamps,
+    ))
+}
