@@ -3,6 +3,7 @@
 
 mod door;
 mod given;
+mod history;
 mod hostile;
 mod network;
 mod v1;
