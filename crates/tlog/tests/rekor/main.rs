@@ -6,5 +6,6 @@ mod given;
 mod history;
 mod hostile;
 mod network;
+mod tsa;
 mod v1;
 mod v2;
