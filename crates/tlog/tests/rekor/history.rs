@@ -198,7 +198,7 @@ async fn a_log_that_forks_or_shrinks_is_an_alarm_and_one_that_grows_is_none() {
     let rows: [(&str, Steps, Result<(), &str>); 8] = [
         (
             "grows",
-            &[("a", 3), ("a", 5), ("a", 5), ("a", 300), ("a", 1000)],
+            &[("a", 3), ("a", 5), ("a", 5), ("a", 300), ("a", 600)],
             Ok(()),
         ),
         ("grows from nothing", &[("a", 0), ("a", 5)], Ok(())),
