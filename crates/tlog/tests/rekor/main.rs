@@ -9,3 +9,4 @@ mod network;
 mod tsa;
 mod v1;
 mod v2;
+mod witnesses;
