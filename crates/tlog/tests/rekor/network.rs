@@ -122,7 +122,7 @@ async fn a_log_that_refuses_connections_and_comes_back_is_reached_inside_the_dea
         let (one, _) = submission();
         let back = async {
             // How long it is away.
-            sleep(Duration::from_secs(2)).await;
+            sleep(Duration::from_secs(1)).await;
             door.listen().await;
         };
         let (entry, ()) = tokio::join!(client.submit(one.clone()), back);
@@ -161,20 +161,27 @@ async fn a_log_that_stays_away_is_named_at_the_deadline_and_is_no_alarm() {
 #[tokio::test]
 async fn what_passes_by_itself_is_asked_again() {
     for real in both() {
-        let door = Door::before(&real.url).await;
-        door.rule(|asked| {
-            let status = match asked.number {
-                0 => "500 Internal Server Error",
-                1 => "502 Bad Gateway",
-                2 => "503 Service Unavailable",
-                3 => "429 Too Many Requests",
-                _ => return Deed::Pass,
-            };
-            Deed::Say(answer(status, "", b"{}"))
-        });
-        let (one, _) = submission();
-        let entry = real.client(&door.url).submit(one.clone()).await.expect("logged");
-        assert_proven(&entry, &one, &real.log);
+        for statuses in [
+            [
+                "500 Internal Server Error",
+                "502 Bad Gateway",
+                "503 Service Unavailable",
+            ],
+            [
+                "408 Request Timeout",
+                "429 Too Many Requests",
+                "499 Client Closed Request",
+            ],
+        ] {
+            let door = Door::before(&real.url).await;
+            door.rule(move |asked| match statuses.get(asked.number) {
+                Some(status) => Deed::Say(answer(status, "", b"{}")),
+                None => Deed::Pass,
+            });
+            let (one, _) = submission();
+            let entry = real.client(&door.url).submit(one.clone()).await.expect("logged");
+            assert_proven(&entry, &one, &real.log);
+        }
     }
 }
 
