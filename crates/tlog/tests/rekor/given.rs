@@ -70,7 +70,7 @@ pub fn config(url: &str, log: TrustedLog, state: Option<&Path>) -> RekorConfig {
     with_provider();
     let mut config = RekorConfig::new(url, log);
     config.state_dir = state.map(Path::to_owned);
-    config.stale_timeout = Duration::from_secs(1);
+    config.stale_timeout = Duration::from_millis(300);
     config
 }
 

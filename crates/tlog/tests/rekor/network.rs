@@ -122,7 +122,7 @@ async fn a_log_that_refuses_connections_and_comes_back_is_reached_inside_the_dea
         let (one, _) = submission();
         let back = async {
             // How long it is away.
-            sleep(Duration::from_secs(1)).await;
+            sleep(Duration::from_secs(2)).await;
             door.listen().await;
         };
         let (entry, ()) = tokio::join!(client.submit(one.clone()), back);
@@ -291,7 +291,7 @@ async fn a_server_that_does_not_speak_http_is_unavailable() {
 
 /// Toxiproxy in between.
 #[tokio::test]
-async fn a_network_that_cuts_answers_falls_silent_and_breaks_down_loses_and_doubles_nothing() {
+async fn a_network_that_cuts_answers_falls_silent_or_is_slow_loses_and_doubles_nothing() {
     let Some(network) = Toxiproxy::shared() else {
         return;
     };
@@ -318,15 +318,6 @@ async fn a_network_that_cuts_answers_falls_silent_and_breaks_down_loses_and_doub
         }
         proxy.latency(Stream::Answers, Duration::from_millis(200));
         patient.submit(submission().0).await.expect("slow, but logged");
-        proxy.disable();
-        let (one, _) = submission();
-        let back = async {
-            // How long it is down.
-            sleep(Duration::from_secs(2)).await;
-            proxy.heal();
-        };
-        let (entry, ()) = tokio::join!(patient.submit(one.clone()), back);
-        assert_proven(&entry.expect("logged when it was back"), &one, &real.log);
     }
 }
 
