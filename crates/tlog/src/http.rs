@@ -1,7 +1,8 @@
 //! HTTP to servers that are not believed: bounded in time and size, repeated where that may help.
 //!
 //! What may pass is asked again, with pauses that grow and differ: a connection refused or cut, no answer in time, 5xx
-//! (but 501) and 429, whose `Retry-After` is kept. Everything asked here may be asked twice. Redirects are not followed.
+//! (but 501), 408, 499, and 429, whose `Retry-After` is kept. Everything asked here may be asked twice. Redirects are not
+//! followed.
 
 use std::time::Duration;
 
@@ -165,8 +166,7 @@ impl Http {
             headers,
             body,
         };
-        let is_passing = status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED;
-        if is_passing || status == StatusCode::TOO_MANY_REQUESTS {
+        if is_passing(status) {
             let seconds = answer
                 .header(RETRY_AFTER.as_str())
                 .and_then(|text| text.parse().ok());
@@ -176,6 +176,16 @@ impl Http {
             }));
         }
         Ok(answer)
+    }
+}
+
+fn is_passing(status: StatusCode) -> bool {
+    match status.as_u16() {
+        // A Rekor v2 that works on several requests at once gives up on all of them when one client goes away, and tells
+        // the others, too, that they have closed their requests (499).
+        408 | 429 | 499 => true,
+        501 => false,
+        _ => status.is_server_error(),
     }
 }
 

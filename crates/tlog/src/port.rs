@@ -116,11 +116,12 @@ pub enum LogError {
     /// The log was closed.
     #[error("the log is closed")]
     Closed,
-    /// The log cannot be reached, did not answer in time, or failed itself (5xx, 429); `0` says what was seen last.
+    /// The log cannot be reached, did not answer in time, or failed itself (5xx, 408, 429, 499); `0` says what was
+    /// seen last.
     /// Whether an entry was written is not known: the same submission again finds it.
     #[error("the log does not answer: {0}")]
     Unavailable(String),
-    /// The log refuses the request (4xx, 501).
+    /// The log refuses the request (other 4xx, 501).
     #[error("the log refuses with status {status}: {message}")]
     Refused {
         /// The HTTP status.

@@ -47,7 +47,8 @@ impl TsaConfig {
 /// Why there is no timestamp.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TsaClientError {
-    /// The authority cannot be reached, did not answer in time, or failed itself (5xx, 429); what was seen last.
+    /// The authority cannot be reached, did not answer in time, or failed itself (5xx, 408, 429, 499); what
+    /// was seen last.
     #[error("the timestamp authority does not answer: {0}")]
     Unavailable(String),
     /// It refused, or its answer does not hold.

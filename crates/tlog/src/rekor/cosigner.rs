@@ -145,9 +145,13 @@ impl Cosigner {
             let until = deadline.min(Instant::now() + self.timeout);
             signed = match self.reader.covering(ahead - 1, until).await {
                 Ok(newer) => newer,
-                Err(LogError::Unavailable(_)) => return Err(LogError::CheckpointStale(WitnessError::Stale)),
+                Err(LogError::Unavailable(_)) => break,
                 Err(error) => return Err(error),
             };
+        }
+        // Whichever of them was wrong: the next round hears from the witnesses again what they saw.
+        for known in &mut self.witnesses {
+            known.size = 0;
         }
         Err(LogError::CheckpointStale(WitnessError::Stale))
     }

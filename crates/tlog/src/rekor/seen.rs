@@ -238,12 +238,15 @@ impl Seen {
             let root = view.roots.get(&(shown.origin.clone(), shown.size)).copied();
             (root, view.tree(&shown.origin).cloned())
         };
-        if let Some(root) = seen_root {
-            if root == shown.root {
-                return Ok(());
+        let is_smaller = shown.size < mark.size(&shown.origin);
+        match seen_root {
+            Some(root) if root != shown.root => {
+                let detail = format!("it signed two roots for size {}", shown.size);
+                return Err(self.raise(LogError::Forked(detail), signed, gate).await);
             }
-            let detail = format!("it signed two roots for size {}", shown.size);
-            return Err(self.raise(LogError::Forked(detail), signed, gate).await);
+            // A size that was seen before may be what the log has shrunk to.
+            Some(_) if !is_smaller => return Ok(()),
+            _ => {}
         }
         let Some(known) = known else {
             let mut next = self.view().clone();
@@ -262,9 +265,7 @@ impl Seen {
             return self.store(next, gate).await;
         };
         let known = known.checkpoint;
-        if shown.size < mark.size(&shown.origin)
-            && let Some(alarm) = self.is_alarming(&known, log, deadline).await?
-        {
+        if is_smaller && let Some(alarm) = self.is_alarming(&known, log, deadline).await? {
             return Err(self.raise(alarm, signed, gate).await);
         }
         let (old, new) = if shown.size < known.size {

@@ -329,12 +329,17 @@ impl Api {
             path = format!("{path}&treeID={tree}");
         }
         let document = self.get_json(&path, deadline).await?;
-        let listed = document["hashes"].as_array().map_or(&[][..], Vec::as_slice);
+        // What is no proof proves nothing, a fork least of all.
+        let malformed = || invalid("ANSWER_MALFORMED", "the consistency proof is not of hashes");
         let mut hashes = Vec::new();
-        for text in listed.iter().take(merkle::MAX_PROOF + 1) {
+        for text in document["hashes"]
+            .as_array()
+            .ok_or_else(malformed)?
+            .iter()
+            .take(merkle::MAX_PROOF + 1)
+        {
             let mut hash = [0; 32];
-            hex::decode_to_slice(text.as_str().unwrap_or_default(), &mut hash)
-                .map_err(|_| invalid("ANSWER_MALFORMED", "the consistency proof is not of hashes"))?;
+            hex::decode_to_slice(text.as_str().unwrap_or_default(), &mut hash).map_err(|_| malformed())?;
             hashes.push(hash);
         }
         Ok(hashes)

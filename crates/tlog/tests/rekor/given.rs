@@ -56,16 +56,21 @@ pub fn trusted(origin: &str, key_pem: &str) -> TrustedLog {
     }
 }
 
-/// The configuration of a client of `log` at `url`, which keeps what it sees in `state`.
-pub fn config(url: &str, log: TrustedLog, state: Option<&Path>) -> RekorConfig {
+/// Installs what TLS needs, once.
+pub fn with_provider() {
     static PROVIDER: Once = Once::new();
     PROVIDER.call_once(|| {
         let installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
         installed.expect("nobody else installs one");
     });
+}
+
+/// The configuration of a client of `log` at `url`, which keeps what it sees in `state`.
+pub fn config(url: &str, log: TrustedLog, state: Option<&Path>) -> RekorConfig {
+    with_provider();
     let mut config = RekorConfig::new(url, log);
     config.state_dir = state.map(Path::to_owned);
-    config.stale_timeout = Duration::from_secs(1);
+    config.stale_timeout = Duration::from_millis(300);
     config
 }
 

@@ -3,7 +3,10 @@
 
 mod door;
 mod given;
+mod history;
 mod hostile;
 mod network;
+mod tsa;
 mod v1;
 mod v2;
+mod witnesses;

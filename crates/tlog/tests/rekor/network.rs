@@ -6,7 +6,8 @@ use std::time::Duration;
 use stella_attest::digest::Digest;
 use stella_attest::dsse::Envelope;
 use stella_attest::trust::TrustedLog;
-use stella_testkit::peers::{RekorV1 as PeerV1, RekorV2 as PeerV2};
+use stella_testkit::peers::{RekorV1 as PeerV1, RekorV2 as PeerV2, Stream, Toxiproxy};
+use stella_tlog::rekor::tiles::TileReader;
 use stella_tlog::rekor::v1::RekorV1;
 use stella_tlog::rekor::v2::{RekorV2, RekorV2Config};
 use stella_tlog::rekor::{LogReader as _, RekorConfig};
@@ -160,20 +161,27 @@ async fn a_log_that_stays_away_is_named_at_the_deadline_and_is_no_alarm() {
 #[tokio::test]
 async fn what_passes_by_itself_is_asked_again() {
     for real in both() {
-        let door = Door::before(&real.url).await;
-        door.rule(|asked| {
-            let status = match asked.number {
-                0 => "500 Internal Server Error",
-                1 => "502 Bad Gateway",
-                2 => "503 Service Unavailable",
-                3 => "429 Too Many Requests",
-                _ => return Deed::Pass,
-            };
-            Deed::Say(answer(status, "", b"{}"))
-        });
-        let (one, _) = submission();
-        let entry = real.client(&door.url).submit(one.clone()).await.expect("logged");
-        assert_proven(&entry, &one, &real.log);
+        for statuses in [
+            [
+                "500 Internal Server Error",
+                "502 Bad Gateway",
+                "503 Service Unavailable",
+            ],
+            [
+                "408 Request Timeout",
+                "429 Too Many Requests",
+                "499 Client Closed Request",
+            ],
+        ] {
+            let door = Door::before(&real.url).await;
+            door.rule(move |asked| match statuses.get(asked.number) {
+                Some(status) => Deed::Say(answer(status, "", b"{}")),
+                None => Deed::Pass,
+            });
+            let (one, _) = submission();
+            let entry = real.client(&door.url).submit(one.clone()).await.expect("logged");
+            assert_proven(&entry, &one, &real.log);
+        }
     }
 }
 
@@ -279,4 +287,67 @@ async fn a_server_that_does_not_speak_http_is_unavailable() {
             .map_err(|error| error.reason());
         assert_eq!(refused.map(|_| ()), Err("LOG_UNAVAILABLE"));
     }
+}
+
+/// Toxiproxy in between.
+#[tokio::test]
+async fn a_network_that_cuts_answers_falls_silent_or_is_slow_loses_and_doubles_nothing() {
+    let Some(network) = Toxiproxy::shared() else {
+        return;
+    };
+    for real in both() {
+        let host = real.url.strip_prefix("http://").expect("http");
+        let proxy = network.proxy(host);
+        let url = format!("http://{}", proxy.address);
+        let patient = real.client(&url);
+        let hasty = real.hasty(&url, Duration::from_millis(1000), Duration::from_millis(500));
+        for fault in ["cut", "silent", "reset"] {
+            let (one, _) = submission();
+            match fault {
+                "cut" => proxy.limit_data(Stream::Answers, 200),
+                "silent" => proxy.silence(Stream::Answers),
+                _ => proxy.reset(Stream::Answers, Duration::ZERO),
+            }
+            let refused = hasty.submit(one.clone()).await.map_err(|error| error.reason());
+            assert_eq!(refused.map(|_| ()), Err("LOG_UNAVAILABLE"), "{fault}");
+            proxy.heal();
+            let entry = patient.submit(one.clone()).await.expect(fault);
+            assert_proven(&entry, &one, &real.log);
+            let direct = real.client(&real.url).submit(one).await.expect(fault);
+            assert_eq!(direct.log_index, entry.log_index, "{fault}: nothing twice");
+        }
+        proxy.latency(Stream::Answers, Duration::from_millis(200));
+        patient.submit(submission().0).await.expect("slow, but logged");
+    }
+}
+
+#[tokio::test]
+async fn tiles_behind_a_network_that_cuts_them_are_read_when_it_is_whole_again() {
+    let (Some(peer), Some(network)) = (PeerV2::shared(), Toxiproxy::shared()) else {
+        return;
+    };
+    let log = trusted("127.0.0.1", &peer.public_key_pem);
+    let rekor = config(&peer.url, log.clone(), None);
+    let writer = RekorV2::open(RekorV2Config {
+        tiles_url: Some(peer.tiles_url.clone()),
+        ..RekorV2Config::new(rekor)
+    });
+    let (one, _) = submission();
+    let entry = writer
+        .expect("a client")
+        .submit(one.clone())
+        .await
+        .expect("logged");
+    let proxy = network.proxy(peer.tiles_url.strip_prefix("http://").expect("http"));
+    let reader = TileReader::open(config(&format!("http://{}", proxy.address), log.clone(), None));
+    let reader = reader.expect("a reader");
+    // Less than the head of any answer.
+    proxy.limit_data(Stream::Answers, 30);
+    let back = async {
+        // How long it cuts.
+        sleep(Duration::from_secs(1)).await;
+        proxy.heal();
+    };
+    let (read, ()) = tokio::join!(reader.entry_by_index(entry.log_index), back);
+    assert_proven(&read.expect("read when it was whole"), &one, &log);
 }

@@ -148,6 +148,14 @@ async fn an_entry_whose_answer_is_lost_is_found_and_is_there_once() {
     assert_eq!(entry.proof.map(|proof| proof.tree_size), Some(1), "nothing twice");
 }
 
+/// Logs so many entries, at once: each waits for a checkpoint.
+async fn fill(client: &RekorV2, entries: usize) {
+    let submissions = (0..entries).map(|_| client.submit(submission().0));
+    for entry in futures_util::future::join_all(submissions).await {
+        entry.expect("logged");
+    }
+}
+
 #[tokio::test]
 async fn another_log_behind_the_same_url_is_an_alarm_until_an_operator_clears_it() {
     let Some(first) = Peer::start(RekorV2Options::default()) else {
@@ -156,18 +164,13 @@ async fn another_log_behind_the_same_url_is_an_alarm_until_an_operator_clears_it
     let state = tempfile::tempdir().expect("a directory");
     let log = trusted("127.0.0.1", &first.public_key_pem);
     let opened = client(&first, Some(state.path()));
-    for _ in 0..3 {
-        opened.submit(submission().0).await.expect("logged");
-    }
+    fill(&opened, 3).await;
     for (entries, want) in [(1, "LOG_ROLLED_BACK"), (3, "LOG_FORK"), (5, "LOG_FORK")] {
         let kept = tempfile::tempdir().expect("a directory");
         let file = format!("{}.json", hex::encode(log.key.log_id));
         std::fs::copy(state.path().join(&file), kept.path().join(&file)).expect("the state was kept");
         let other = first.another(RekorV2Options::default());
-        let unseen = client(&other, None);
-        for _ in 1..entries {
-            unseen.submit(submission().0).await.expect("logged elsewhere");
-        }
+        fill(&client(&other, None), entries - 1).await;
         let fooled = client(&other, Some(kept.path()));
         let (last, _) = submission();
         let refused = fooled.submit(last.clone()).await.map_err(|error| error.reason());
