@@ -71,7 +71,7 @@ impl Authority {
             let Some(begin) = part.find("-----BEGIN") else {
                 continue;
             };
-            let (label, der) = pem::decode_vec(part[begin..].as_bytes()).ok()?;
+            let (label, der) = pem::decode_vec(&part.as_bytes()[begin..]).ok()?;
             if label != "CERTIFICATE" {
                 return None;
             }

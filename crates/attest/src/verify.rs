@@ -20,7 +20,7 @@ use crate::event::Event;
 use crate::evidence::{Evidence, LogEntry, Material, MessageSignature, Parsed};
 use crate::key::VerifyingKey;
 use crate::pattern;
-use crate::policy::{Decision, Policy};
+use crate::policy::{self, Decision, Policy};
 use crate::report::{Check, CheckName, Report, Status, TrustedTime};
 use crate::statement::{self, Kind, Statement};
 use crate::timestamp::Timestamp;
@@ -112,18 +112,7 @@ impl Proof {
 
     /// The `provenance.dsse` block of an event.
     pub fn to_dsse(&self) -> Value {
-        let mut dsse = Map::new();
-        if let Some(entry) = self.entry() {
-            let mut rekor = rekor_value(entry);
-            if let Some(time) = &self.trusted_time {
-                rekor.insert("integratedTime".into(), time.time.unix().into());
-            }
-            dsse.insert("rekor".into(), rekor.into());
-        }
-        if let Some(time) = &self.trusted_time {
-            let block = json!({"source": time.source.as_str(), "time": time.time.to_string()});
-            dsse.insert("trustedTime".into(), block);
-        }
+        let mut dsse = log_and_time(self.entry(), self.trusted_time.as_ref());
         dsse.insert(
             "envelopeDigest".into(),
             self.evidence.envelope_digest.to_string().into(),
@@ -287,7 +276,7 @@ fn judge(
 }
 
 /// Judges a signature over an artifact: what an attestation's checks ask of the signature, the log and the time, and
-/// that the artifact is the wanted one. It states nothing, so it proves no event and passes no policy.
+/// that the artifact is the wanted one. It states nothing, so it proves no event; a policy reads its key and subject.
 fn judge_message(
     message: &MessageSignature,
     mut checks: Checks,
@@ -338,14 +327,19 @@ fn judge_message(
             "a signature without a statement has no predecessors",
         );
     }
-    match request.policy {
-        None => checks.skip(CheckName::Policy, "NO_POLICY"),
-        Some(_) => checks.fail(
-            CheckName::Policy,
-            "NOT_AN_ATTESTATION",
-            "a signature without a statement says nothing that a rule could read",
-        ),
-    }
+    let facts = || {
+        let mut facts =
+            json!({"subject": {"digest": {"sha256": message.digest.hex()}}, "trust": {"verified": false}});
+        if let Some(signer) = signer.as_ref().ok().filter(|_| checks.hold()) {
+            let entry = message.material.log_entries.first();
+            let mut dsse = log_and_time(entry, logged.times.first());
+            dsse.insert("key".into(), key_value(&signer.key));
+            facts["provenance"] = json!({"dsse": dsse});
+        }
+        facts
+    };
+    let outcome = request.policy.map(|policy| policy.evaluate(&facts()));
+    apply(outcome, &mut checks);
     checks.times = logged.times;
     checks.refuse(request, roots)
 }
@@ -514,12 +508,41 @@ fn attests(statement: &Statement, digest: &Digest) -> bool {
         || names(&statement.predicate, &digest.hex())
 }
 
+/// Where it is logged and when it was there, as `provenance.dsse` has it.
+fn log_and_time(entry: Option<&LogEntry>, time: Option<&TrustedTime>) -> Map<String, Value> {
+    let mut dsse = Map::new();
+    if let Some(entry) = entry {
+        let mut rekor = rekor_value(entry);
+        if let Some(time) = time {
+            rekor.insert("integratedTime".into(), time.time.unix().into());
+        }
+        dsse.insert("rekor".into(), rekor.into());
+    }
+    if let Some(time) = time {
+        let block = json!({"source": time.source.as_str(), "time": time.time.to_string()});
+        dsse.insert("trustedTime".into(), block);
+    }
+    dsse
+}
+
+/// The key as `provenance.dsse.key` has it.
+fn key_value(key: &AttestationKey<'_>) -> Value {
+    let id = key.key.key_id().to_string();
+    json!({"algo": key.key.algorithm().family(), "issuer": key.issuer, "keyId": id})
+}
+
 fn judge_policy(proof: Option<&Proof>, request: &Request<'_>, checks: &mut Checks) {
-    let Some(policy) = request.policy else {
+    let outcome = request
+        .policy
+        .map(|policy| policy.evaluate(&facts(request.event, proof)));
+    apply(outcome, checks);
+}
+
+/// Notes what a policy decided, if there is one.
+fn apply(outcome: Option<policy::Outcome>, checks: &mut Checks) {
+    let Some(outcome) = outcome else {
         return checks.skip(CheckName::Policy, "NO_POLICY");
     };
-    let facts = facts(request.event, proof);
-    let outcome = policy.evaluate(&facts);
     let rule = outcome.rule.unwrap_or_default();
     match outcome.decision {
         Decision::Allow => checks.pass(CheckName::Policy, rule),

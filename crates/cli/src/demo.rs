@@ -24,7 +24,7 @@ pub struct Arguments {
     #[arg(long, value_name = "DIR", default_value = "./.stella")]
     dir: PathBuf,
     #[command(flatten)]
-    parts: parts::Arguments,
+    parts: parts::Flags,
     /// Prints one JSON object and nothing else
     #[arg(long)]
     json: bool,

@@ -21,7 +21,8 @@ use stella_serve::fs::{Access, write_atomic};
 use stella_serve::pki::{DevCa, Order};
 
 use crate::commands::keys;
-use crate::parts::{MONGODB_URI, Parts};
+use crate::failure::Failure;
+use crate::parts::{Flags, Parts};
 
 /// The tenant of a development directory.
 pub const TENANT: &str = "dev";
@@ -31,6 +32,10 @@ pub const ORIGIN: &str = "127.0.0.1";
 pub const WITNESS: &str = "stella.local/witness";
 /// The method table; made last.
 const ACCESS: &str = "access.toml";
+/// What the directory was made with.
+const PARTS: &str = "parts.json";
+/// The URI of Feedser's database, if it is a MongoDB.
+const MONGODB_URI: &str = "mongodb.uri";
 /// The public key of a Rekor, for the Signer.
 const REKOR_KEY: &str = "rekor.pub.pem";
 /// The certificates of a timestamp authority, for the Signer.
@@ -214,6 +219,31 @@ impl DevDir {
     /// The service's configuration.
     pub fn config(&self, service: Service) -> PathBuf {
         self.of(service, &format!("{service}.toml"))
+    }
+
+    /// What the services run on: as the directory was made, or as `flags` say if it is new.
+    ///
+    /// # Errors
+    /// As [`Flags::settle`]; what was settled cannot be kept.
+    pub async fn settle(&self, flags: &Flags) -> Result<Parts, Failure> {
+        let file = self.path(PARTS);
+        let kept = match fs::read(&file) {
+            _ if !self.is_made() => None,
+            Ok(bytes) => {
+                let parts = serde_json::from_slice(&bytes);
+                Some(parts.with_context(|| format!("`{}`", file.display()))?)
+            }
+            Err(_) => Some(Parts::default()),
+        };
+        let parts = flags.settle(kept).await?;
+        let bytes = serde_json::to_vec_pretty(&parts).map_err(anyhow::Error::from)?;
+        write_atomic(&file, &bytes, Access::Everybody).map_err(anyhow::Error::from)?;
+        if let Some(uri) = &flags.mongodb_uri {
+            fs::create_dir_all(self.of(Service::Feedser, ""))?;
+            let place = self.of(Service::Feedser, MONGODB_URI);
+            write_atomic(&place, uri.as_bytes(), Access::Owner).map_err(anyhow::Error::from)?;
+        }
+        Ok(parts)
     }
 
     /// Binds every service's listeners: the ports of an earlier start, else free ones, which are kept.

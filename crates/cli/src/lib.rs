@@ -145,3 +145,13 @@ async fn serve(service: Service, config: PathBuf) -> Result<(), Failure> {
     };
     served.map_err(Failure::from)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_contradicts_itself_nowhere() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -4,7 +4,6 @@
 //! What a directory was made with is kept in it, so that the next start needs no flag; another choice needs another
 //! directory.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,17 +14,11 @@ use stella_attest::checkpoint::LogKey;
 use stella_attest::key::VerifyingKey;
 use stella_attest::trust::TrustedLog;
 use stella_attest::tsa::Authority;
-use stella_serve::fs::{Access, write_atomic};
 use stella_serve::install_provider;
 
-use crate::devdir::{DevDir, Service};
 use crate::failure::{Failure, read_file};
 use crate::output::say;
 
-/// Where the URI of Feedser's database stands, if it is a MongoDB.
-pub const MONGODB_URI: &str = "mongodb.uri";
-/// Where the rest stands.
-const FILE: &str = "parts.json";
 /// Longest wait for a server to name its key.
 const ASK_WITHIN: Duration = Duration::from_secs(10);
 /// Largest key or chain of certificates.
@@ -33,7 +26,7 @@ const MAX_PEM: usize = 256 * 1024;
 
 /// Real servers to run on
 #[derive(Args, Clone, Debug, Default)]
-pub struct Arguments {
+pub struct Flags {
     /// Keeps events and attestations in the MongoDB database that URI names
     #[arg(long, value_name = "URI", env = "STELLA_MONGODB_URI", hide_env_values = true)]
     pub mongodb_uri: Option<String>,
@@ -123,38 +116,19 @@ fn host(url: &str) -> anyhow::Result<String> {
     Ok(host.to_owned())
 }
 
-impl Arguments {
-    /// Settles what `dir` runs on: as it was made, or as these flags say if it is new.
+impl Flags {
+    /// What a directory runs on that was made with `kept`, or is new.
     ///
     /// # Errors
     /// The flags name something else than the directory was made with; a server does not name its key.
-    pub async fn settle(&self, dir: &DevDir) -> Result<Parts, Failure> {
-        let file = dir.path(FILE);
-        let kept: Option<Parts> = match fs::read(&file) {
-            _ if !dir.is_made() => None,
-            Ok(bytes) => {
-                Some(serde_json::from_slice(&bytes).with_context(|| format!("`{}`", file.display()))?)
-            }
-            Err(_) => Some(Parts::default()),
-        };
-        let parts = match kept {
+    pub async fn settle(&self, kept: Option<Parts>) -> Result<Parts, Failure> {
+        match kept {
             Some(kept) => {
                 self.agree(&kept)?;
-                kept
+                Ok(kept)
             }
-            None => {
-                let parts = self.ask().await?;
-                let bytes = serde_json::to_vec_pretty(&parts).map_err(anyhow::Error::from)?;
-                write_atomic(&file, &bytes, Access::Everybody).map_err(anyhow::Error::from)?;
-                parts
-            }
-        };
-        if let Some(uri) = &self.mongodb_uri {
-            fs::create_dir_all(dir.of(Service::Feedser, ""))?;
-            let place = dir.of(Service::Feedser, MONGODB_URI);
-            write_atomic(&place, uri.as_bytes(), Access::Owner).map_err(anyhow::Error::from)?;
+            None => self.ask().await,
         }
-        Ok(parts)
     }
 
     /// Whether what is given here is what the directory was made with.

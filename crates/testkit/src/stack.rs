@@ -21,6 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Where the standard error of `stella up` goes, beside its directory.
 const SAID: &str = "up.log";
 
+/// The variable that `stella` takes the URI of a MongoDB database from.
+const MONGODB_URI: &str = "STELLA_MONGODB_URI";
+
 /// What a program printed and how it ended.
 #[derive(Debug)]
 pub struct Ended {
@@ -97,8 +100,16 @@ impl Stack {
     /// # Panics
     /// They do not come up.
     pub fn start() -> Self {
+        Self::start_on(&[])
+    }
+
+    /// The same on real parts, which the flags of `stella up` name.
+    ///
+    /// # Panics
+    /// They do not come up.
+    pub fn start_on(flags: &[&str]) -> Self {
         let home = tempfile::tempdir().expect("a temporary directory");
-        let (up, env) = launch(&home.path().join("up"), &home.path().join(SAID));
+        let (up, env) = launch(&home.path().join("up"), &home.path().join(SAID), flags);
         Self {
             home,
             up,
@@ -162,7 +173,7 @@ impl Stack {
     /// # Panics
     /// They do not come up.
     pub fn up(&mut self) {
-        (self.up, self.env) = launch(&self.dir(), &self.file(SAID));
+        (self.up, self.env) = launch(&self.dir(), &self.file(SAID), &[]);
     }
 
     /// The directory of `stella up`.
@@ -203,6 +214,7 @@ impl Stack {
         let mut command = Command::new(built("stella"));
         command
             .args(arguments)
+            .env_remove(MONGODB_URI)
             .envs(&self.env)
             .current_dir(self.home.path())
             .stdin(Stdio::null());
@@ -469,11 +481,14 @@ impl Drop for Stack {
 }
 
 /// Starts `stella up` and waits for its line `ready`; what it says beside goes into the file `said`.
-fn launch(dir: &Path, said: &Path) -> (Child, BTreeMap<String, String>) {
+fn launch(dir: &Path, said: &Path, flags: &[&str]) -> (Child, BTreeMap<String, String>) {
     let file = OpenOptions::new().create(true).append(true).open(said);
     let mut up = Command::new(built("stella"))
         .args(["up", "--dir"])
         .arg(dir)
+        .args(flags)
+        // It may name a server for other tests.
+        .env_remove(MONGODB_URI)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(file.expect("a file for what it says"))

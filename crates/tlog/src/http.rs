@@ -137,7 +137,8 @@ impl Http {
             };
             drop(place);
             let wait = failure.retry_after.unwrap_or_else(|| jittered(pause));
-            if Instant::now() + wait >= deadline {
+            // A server may want any pause, so nothing is added to the time.
+            if wait >= deadline.saturating_duration_since(Instant::now()) {
                 return Err(HttpError::Unavailable(failure.seen));
             }
             tracing::debug!(url = %self.base, path = request.path, seen = %failure.seen, "asking again");

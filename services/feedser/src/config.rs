@@ -167,7 +167,9 @@ mod tests {
     #[test]
     fn the_sample_shows_the_other_store_in_comments() {
         let text = SAMPLE.replace("# mongodb_", "mongodb_");
-        let text = text.replace("path = \"feedser.db\"\nreaders = 4\n", "");
+        let text = text
+            .replace("path = \"feedser.db\"\n", "")
+            .replace("readers = 4\n", "");
         let config: Config = toml::from_str(&text).unwrap();
         let StoreConfig::Mongo { uri_file, options } = config.store else {
             panic!("the comments show MongoDB");

@@ -192,7 +192,7 @@ pub struct ProofUpdate {
 /// How a guarded change came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProofSet {
-    /// It is stored now.
+    /// It is stored now; or it was already, byte for byte, as the next revision after the one named.
     Set,
     /// The event is not there or not as named, or by now a proof rests on other evidence of the same envelope: read
     /// again.

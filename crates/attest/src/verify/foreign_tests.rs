@@ -431,7 +431,7 @@ fn a_signature_over_an_artifact_is_judged_like_one_over_a_statement() {
                 policy: Some(&policy),
                 ..Request::default()
             },
-            vec!["POLICY:NOT_AN_ATTESTATION"],
+            vec!["POLICY:POLICY_REFUSED"],
         ),
     ] {
         let report = verify(&bundle, &request, &world.roots).report;

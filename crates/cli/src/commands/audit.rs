@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use clap::Subcommand;
-use serde_json::json;
+use serde_json::{Value, json};
 use stella_attest::event::Event;
 use stella_attest::evidence::Evidence;
 use stella_attest::receipt::{self, ReceiptError};
@@ -14,7 +14,7 @@ use stella_proto::feedser::v1 as pb;
 
 use super::events::{document, each_event, print_events};
 use crate::client::Connection;
-use crate::failure::Failure;
+use crate::failure::{Failure, read_file};
 use crate::output::{print, print_json, print_line, table};
 
 /// Answers an auditor's questions
@@ -38,7 +38,12 @@ pub enum Command {
         out: PathBuf,
     },
     /// Checks every receipt and every envelope that it names, and lists what was altered
-    Integrity,
+    Integrity {
+        /// Finds what was lost, too: events that `publish` or `events append` answered with, as they print them with
+        /// `--output json`, one answer after the other
+        #[arg(long, value_name = "FILE")]
+        answered: Option<PathBuf>,
+    },
 }
 
 pub(crate) async fn run(command: Command, connection: &Connection) -> Result<(), Failure> {
@@ -67,7 +72,13 @@ pub(crate) async fn run(command: Command, connection: &Connection) -> Result<(),
                 false => print_line(&format!("wrote {} ({bytes} bytes)", out.display())),
             }
         }
-        Command::Integrity => integrity(connection).await,
+        Command::Integrity { answered } => {
+            let expected = match answered {
+                Some(file) => read_answers(&read_file("the answers", &file)?)?,
+                None => BTreeMap::new(),
+            };
+            integrity(connection, expected).await
+        }
     }
 }
 
@@ -152,7 +163,29 @@ pub async fn trust_roots(connection: &Connection) -> Result<TrustRoots, Failure>
         .map_err(|error| Failure::new(format!("the Verifier's trust roots are refused: {error}")))
 }
 
-async fn integrity(connection: &Connection) -> Result<(), Failure> {
+/// The events that `publish` and `events append` said are stored, with the latest revision they named.
+fn read_answers(bytes: &[u8]) -> Result<BTreeMap<String, u64>, Failure> {
+    let mut expected = BTreeMap::new();
+    for answer in serde_json::Deserializer::from_slice(bytes).into_iter::<Value>() {
+        let answer = answer.map_err(|error| Failure::new(format!("the answers are no JSON: {error}")))?;
+        let answers = match answer {
+            Value::Array(answers) => answers,
+            one => vec![one],
+        };
+        for answer in answers {
+            if answer["result"] == "refused" {
+                continue;
+            }
+            let id = answer["eventId"].as_str();
+            let id = id.ok_or_else(|| Failure::new("an answer has no `eventId`"))?;
+            let rev = expected.entry(id.to_owned()).or_insert(1);
+            *rev = answer["rev"].as_u64().unwrap_or(1).max(*rev);
+        }
+    }
+    Ok(expected)
+}
+
+async fn integrity(connection: &Connection, mut expected: BTreeMap<String, u64>) -> Result<(), Failure> {
     let roots = trust_roots(connection).await?;
     let (mut checked, mut proven) = (0u64, 0u64);
     let mut altered: BTreeMap<String, String> = BTreeMap::new();
@@ -166,6 +199,11 @@ async fn integrity(connection: &Connection) -> Result<(), Failure> {
             checked += 1;
             let document = document(&stored)?;
             let id = document["_id"].as_str().unwrap_or_default().to_owned();
+            let rev = document["rev"].as_u64().unwrap_or_default();
+            if expected.remove(&id).is_some_and(|answered| rev < answered) {
+                altered.insert(id, "EVENT_ROLLED_BACK".into());
+                return Ok(());
+            }
             let Ok(event) = Event::from_stored(document) else {
                 altered.insert(id, "BAD_STORED_EVENT".into());
                 return Ok(());
@@ -205,6 +243,7 @@ async fn integrity(connection: &Connection) -> Result<(), Failure> {
         };
         altered.extend(ids.into_iter().map(|id| (id, reason.to_owned())));
     }
+    altered.extend(expected.into_keys().map(|id| (id, "EVENT_MISSING".to_owned())));
     if connection.is_json() {
         let list = altered
             .iter()

@@ -34,7 +34,7 @@ pub struct Arguments {
     #[command(flatten)]
     place: Place,
     #[command(flatten)]
-    parts: parts::Arguments,
+    parts: parts::Flags,
 }
 
 /// Takes the directory for one supervisor; it is free again when this process ends.
@@ -85,7 +85,7 @@ pub(crate) async fn up(arguments: Arguments, output: Output) -> Result<(), Failu
     let _lock = lock(&dir)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let parts = arguments.parts.settle(&dir).await?;
+    let parts = dir.settle(&arguments.parts).await?;
     if let Some(uri) = &arguments.parts.mongodb_uri {
         feedser::migrate(uri, None).await?;
     }

@@ -63,17 +63,13 @@ fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), Failure
 }
 
 impl Demo {
-    pub(super) async fn start(
-        root: &Path,
-        arguments: &parts::Arguments,
-        quiet: bool,
-    ) -> Result<Self, Failure> {
+    pub(super) async fn start(root: &Path, arguments: &parts::Flags, quiet: bool) -> Result<Self, Failure> {
         let dir = DevDir::claim(root, "demo")?;
         let running = up::lock(&dir)?;
         dir.empty()?;
         drop(running);
         let lock = up::lock(&dir)?;
-        let parts = arguments.settle(&dir).await?;
+        let parts = dir.settle(arguments).await?;
         if let Some(uri) = &arguments.mongodb_uri {
             crate::commands::feedser::migrate(uri, None).await?;
             let events = events_of(uri).await?;

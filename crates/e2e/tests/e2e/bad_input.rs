@@ -75,7 +75,7 @@ struct World {
     /// An SBOM of something else.
     foreign: Vec<u8>,
     /// Two signatures of one SBOM, which prove nothing elsewhere.
-    fresh: [Vec<u8>; 2],
+    fresh: [Vec<u8>; 4],
     /// A bundle without a log entry.
     unlogged: Vec<u8>,
 }
@@ -103,7 +103,8 @@ impl World {
         let vex = read(stack.attest("vex", &app, &openvex, "vex"));
         let note = read(stack.attest("https://example.com/note", &app, &json!({}), "note"));
         let fresh = json!({"bomFormat": "CycloneDX", "specVersion": "1.6", "version": 2});
-        let fresh = ["fresh", "fresh-again"].map(|name| read(stack.attest("sbom", &app, &fresh, name)));
+        let names = ["fresh", "fresh-2", "fresh-3", "fresh-4"];
+        let fresh = names.map(|name| read(stack.attest("sbom", &app, &fresh, name)));
         let unlogged = unlogged(&stack).await;
         Self {
             stack,
@@ -890,14 +891,17 @@ async fn unreadable_evidence_is_refused_at_every_door() {
 fn unproving(world: &World) -> Vec<(&'static str, Vec<u8>, &'static str)> {
     let thief = SigningKey::generate(Algorithm::EcdsaP256).expect("a key");
     let sbom: Value = serde_json::from_slice(&world.sbom).expect("JSON");
-    let [fresh, again]: [Value; 2] =
-        [&world.fresh[0], &world.fresh[1]].map(|bundle| serde_json::from_slice(bundle).expect("JSON"));
+    // Of one statement, each by a signature of its own.
+    let [one, two, three, four]: [Value; 4] = world
+        .fresh
+        .each_ref()
+        .map(|bundle| serde_json::from_slice(bundle).expect("JSON"));
     let payload = Evidence::parse(&world.sbom).expect("evidence").envelope.payload;
-    // Two, because of one envelope only the first evidence is kept.
+    // Two, because of an envelope only the first evidence is kept.
     let [forged, slipped_in] =
         [(); 2].map(|()| Envelope::sign(PAYLOAD_TYPE, &payload, &thief).expect("signs"));
     let entries = "/verificationMaterial/tlogEntries";
-    let mut promised = again.clone();
+    let mut promised = four;
     promised["verificationMaterial"]["tlogEntries"][0]["inclusionPromise"] =
         json!({"signedEntryTimestamp": BASE64_STANDARD.encode("promised")});
     let other = statement::build(
@@ -933,25 +937,21 @@ fn unproving(world: &World) -> Vec<(&'static str, Vec<u8>, &'static str)> {
         ("no log entry", world.unlogged.clone(), "LOG_ENTRY:NOT_LOGGED"),
         (
             "another attestation's log entry",
-            set(
-                fresh.clone(),
-                entries,
-                sbom.pointer(entries).expect("entries").clone(),
-            )
-            .to_string()
-            .into_bytes(),
+            set(one, entries, sbom.pointer(entries).expect("entries").clone())
+                .to_string()
+                .into_bytes(),
             "LOG_ENTRY:ENTRY_DIGEST_MISMATCH",
         ),
         (
             "another signature's log entry",
-            set(fresh, entries, again.pointer(entries).expect("entries").clone())
+            set(two, entries, three.pointer(entries).expect("entries").clone())
                 .to_string()
                 .into_bytes(),
             "LOG_ENTRY:ENTRY_SIGNATURE_MISMATCH",
         ),
         (
             "a time that nobody signed",
-            set(again.clone(), &format!("{entries}/0/integratedTime"), json!("1"))
+            set(three, &format!("{entries}/0/integratedTime"), json!("1"))
                 .to_string()
                 .into_bytes(),
             "TIME:SET_MISSING",

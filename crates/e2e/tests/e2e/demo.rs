@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use serde_json::Value;
 use stella_testkit::stack::Ended;
-use stella_testkit::tools::built;
+use stella_testkit::tools::{built, tool_of};
 
 /// The steps, in their order.
 const STEPS: [&str; 11] = [
@@ -143,4 +143,48 @@ fn a_directory_of_others_is_refused_and_not_touched() {
     );
     assert_eq!(std::fs::read(&file).expect("there"), b"not yours");
     assert_eq!(running(dir.path()), Vec::<String>::new());
+}
+
+/// The programs under the demo on real parts.
+const REAL_PARTS: [(&str, &str); 5] = [
+    ("ferretdb", "ferretdb"),
+    ("rekor-v1", "rekor-server"),
+    ("trillian", "trillian_log_server"),
+    ("rekor-v2", "rekor-v2"),
+    ("timestamp-server", "timestamp-server"),
+];
+
+#[test]
+fn the_demo_holds_on_mongodb_with_rekor_v1_and_with_rekor_v2() {
+    for (peer, program) in REAL_PARTS {
+        if tool_of(peer, program).is_none() {
+            return;
+        }
+    }
+    let ended = Ended::of(
+        Command::new(built("demo-real"))
+            .arg(built("stella"))
+            .stdin(Stdio::null()),
+    );
+    assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
+    assert_eq!(
+        ended.stdout.matches("all steps held").count(),
+        2,
+        "{}",
+        ended.stdout
+    );
+    for (part, times) in [
+        ("events in MongoDB", 2),
+        ("logged in Rekor v1", 1),
+        ("NO_TRUSTED_TIME without signed entry timestamp", 1),
+        ("logged in Rekor v2", 1),
+        ("NO_TRUSTED_TIME without cosignature and authority", 1),
+    ] {
+        assert_eq!(
+            ended.stdout.matches(part).count(),
+            times,
+            "{part}: {}",
+            ended.stdout
+        );
+    }
 }

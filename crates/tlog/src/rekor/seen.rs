@@ -262,10 +262,10 @@ impl Seen {
             return self.store(next, gate).await;
         };
         let known = known.checkpoint;
-        if shown.size < mark.size(&shown.origin) {
-            if let Some(alarm) = self.is_alarming(&known, log, deadline).await? {
-                return Err(self.raise(alarm, signed, gate).await);
-            }
+        if shown.size < mark.size(&shown.origin)
+            && let Some(alarm) = self.is_alarming(&known, log, deadline).await?
+        {
+            return Err(self.raise(alarm, signed, gate).await);
         }
         let (old, new) = if shown.size < known.size {
             (shown, &known)

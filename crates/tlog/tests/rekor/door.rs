@@ -82,6 +82,23 @@ pub fn split(answer: &[u8]) -> (String, Vec<u8>) {
     }
 }
 
+/// A whole answer whose body was changed, with a length that fits.
+pub fn rewritten(answer: &[u8], change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let (head, mut body) = split(answer);
+    change(&mut body);
+    let mut written = Vec::new();
+    for line in head.trim_end().split("\r\n") {
+        let name = line.split(':').next().unwrap_or_default().to_ascii_lowercase();
+        if !matches!(name.as_str(), "content-length" | "transfer-encoding") {
+            written.extend_from_slice(line.as_bytes());
+            written.extend_from_slice(b"\r\n");
+        }
+    }
+    written.extend_from_slice(format!("Content-Length: {}\r\n\r\n", body.len()).as_bytes());
+    written.extend_from_slice(&body);
+    written
+}
+
 impl Door {
     /// A door before `upstream`, a base URL without path; all passes.
     pub async fn before(upstream: &str) -> Self {

@@ -18,6 +18,12 @@ use stella_tlog::{LogError, Submission};
 
 /// A submission that no other test makes: an in-toto statement about a subject of its own, and that subject's digest.
 pub fn submission() -> (Submission, Digest) {
+    let ([submission, _], subject) = signed_twice();
+    (submission, subject)
+}
+
+/// The same, and another signature by the same key over the same bytes.
+pub fn signed_twice() -> ([Submission; 2], Digest) {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let key = SigningKey::generate(Algorithm::EcdsaP256).expect("a key");
     let number = NUMBER.fetch_add(1, Ordering::SeqCst);
@@ -27,14 +33,17 @@ pub fn submission() -> (Submission, Digest) {
          \"subject\":[{{\"digest\":{{\"sha256\":\"{}\"}},\"name\":\"app.bin\"}}]}}",
         subject.hex()
     );
-    let envelope = Envelope::sign("application/vnd.in-toto+json", payload.as_bytes(), &key).expect("signed");
-    let submission = Submission {
-        pae_digest: Digest::of(&envelope.pae()),
-        signature: envelope.signatures[0].sig.clone(),
-        key: key.verifying_key().clone(),
-        envelope: envelope.canonical_bytes().into(),
+    let sign = || {
+        let envelope = Envelope::sign("application/vnd.in-toto+json", payload.as_bytes(), &key);
+        let envelope = envelope.expect("signed");
+        Submission {
+            pae_digest: Digest::of(&envelope.pae()),
+            signature: envelope.signatures[0].sig.clone(),
+            key: key.verifying_key().clone(),
+            envelope: envelope.canonical_bytes().into(),
+        }
     };
-    (submission, subject)
+    ([sign(), sign()], subject)
 }
 
 /// The log with this key (PEM) and origin.
@@ -78,10 +87,11 @@ pub fn assert_proven(entry: &LogEntry, submission: &Submission, log: &TrustedLog
     assert_eq!(bound, Ok(()));
 }
 
-/// The reason of a failure, and the one within if the log's answer was at fault.
-pub fn reasons(error: &LogError) -> (&'static str, &'static str) {
-    match error {
-        LogError::AnswerInvalid { reason, .. } => (error.reason(), reason),
-        _ => (error.reason(), ""),
+/// The reason within, of an outcome that failed because the log's answer does not hold; else what it was.
+pub fn inner_reason<T>(outcome: Result<T, LogError>) -> String {
+    match outcome {
+        Ok(_) => "believed".to_owned(),
+        Err(LogError::AnswerInvalid { reason, .. }) => reason.to_owned(),
+        Err(error) => format!("{}: {error}", error.reason()),
     }
 }

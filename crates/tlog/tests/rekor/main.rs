@@ -3,4 +3,7 @@
 
 mod door;
 mod given;
+mod hostile;
+mod network;
+mod v1;
 mod v2;

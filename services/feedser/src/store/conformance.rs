@@ -679,7 +679,7 @@ pub(crate) async fn evidence_is_kept_no_later_than_its_event(fixture: &impl Fixt
     assert_eq!(found, [kept("one"), kept("two"), kept("three")]);
 }
 
-/// Sixteen writers send the same events in batches, each with proofs of its own; some statements of a batch find
+/// Sixteen writers send the same events in batches, each batch with proofs of its own; some statements of a batch find
 /// their event and others do not.
 pub(crate) async fn one_of_sixteen_racing_batches_wins(fixture: &impl Fixture) {
     let store = fixture.open().await;
@@ -694,17 +694,18 @@ pub(crate) async fn one_of_sixteen_racing_batches_wins(fixture: &impl Fixture) {
         writers.push(tokio::spawn(async move {
             let mut won = Vec::new();
             for number in 0..8 {
-                // Each begins elsewhere, so that their batches overlap.
-                let start = ((number + writer as usize) % 8) * 8;
-                let batch: Vec<_> = events.iter().cycle().skip(start).take(12).collect();
+                // Each begins elsewhere, so that their batches overlap, and those of one writer do, too.
+                let start = ((number + writer) % 8) * 8;
+                let batch: Vec<_> = events.iter().cycle().skip(start as usize).take(12).collect();
+                let own = writer * 8 + number;
                 let changes = batch
                     .iter()
-                    .map(|event| update(event, 1, proof(&format!("w{writer}"), writer)))
+                    .map(|event| update(event, 1, proof(&format!("of batch {own}"), own)))
                     .collect();
                 let set = store.set_proofs("a", changes).await.unwrap();
                 for (event, set) in batch.iter().zip(set) {
                     if set == ProofSet::Set {
-                        won.push((event.id.clone(), writer));
+                        won.push((event.id.clone(), own));
                     }
                 }
             }

@@ -17,8 +17,7 @@ use stella_feedser::store::mongo::MongoStore;
 use stella_feedser::store::*;
 use stella_testkit::peers::{Access, FerretV2, JavaMongo, Keeps};
 
-/// What no server shows that the tests can bring; a replica set of MongoDB that `STELLA_MONGODB_URI` names shows the
-/// first two.
+/// What no server shows that the tests can bring.
 const NOT_SHOWN: [&str; 6] = [
     "a primary that steps down, and writes that are rolled back",
     "a majority that does not answer in time",

@@ -95,11 +95,8 @@ pub(super) async fn pin(
         if inserted.done + updated.done == wanted {
             pinned.extend(waiting.drain(..).map(|given| (given.id, given.evidence)));
         }
-        let failed = inserted.failed.into_iter().chain(updated.failed);
-        last_error = failed
-            .filter(|failed| !failed.is_taken)
-            .last()
-            .map(|failed| failed.error);
+        let mut failed = inserted.failed.into_iter().chain(updated.failed);
+        last_error = failed.find(|failed| !failed.is_taken).map(|failed| failed.error);
         open = waiting;
     }
     if !open.is_empty() {

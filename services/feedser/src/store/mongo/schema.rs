@@ -203,3 +203,32 @@ fn same(left: &Document, right: &Document) -> bool {
 fn is_command(error: &mongodb::error::Error, code: i32) -> bool {
     matches!(&*error.kind, ErrorKind::Command(command) if command.code == code)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::json;
+    use super::*;
+
+    const SCRIPT: &str = include_str!("../../../../../deploy/mongo/migrate.js");
+
+    #[test]
+    fn the_script_for_administrators_makes_the_same() {
+        let list = |name: &str| {
+            let (_, rest) = SCRIPT.split_once(&format!("const {name} = ")).unwrap();
+            let (list, _) = rest.split_once(';').unwrap();
+            json::to_bson(list.as_bytes()).unwrap()
+        };
+        let collections = doc! {"names": [EVENTS, ATTESTATIONS]};
+        assert_eq!(Some(&list("collections")), collections.get("names"));
+        let Bson::Array(indexes) = list("indexes") else {
+            panic!("a list")
+        };
+        assert_eq!(indexes.len(), INDEXES.len());
+        for (scripted, index) in indexes.iter().zip(&INDEXES) {
+            let scripted = scripted.as_document().unwrap();
+            assert_eq!(scripted.get_str("collection").unwrap(), index.collection);
+            let key = scripted.get_document("key").unwrap();
+            assert!(same(key, &index.key()), "{key} is not {}", index.key());
+        }
+    }
+}

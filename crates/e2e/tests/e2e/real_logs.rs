@@ -1,0 +1,561 @@
+//! Real logs of others under the Signer, and what cosign signs into them.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::{Value, json};
+use stella_attest::digest::Digest;
+use stella_attest::evidence::Evidence;
+use stella_attest::key::VerifyingKey;
+use stella_attest::statement;
+use stella_proto::signer::v1 as signer_pb;
+use stella_proto::signer::v1::signer_service_client::SignerServiceClient;
+use stella_testkit::peers::{RekorV1, RekorV2, Tsa};
+use stella_testkit::stack::{Ended, Stack};
+use stella_testkit::tools::built;
+
+use crate::cosign::{Cosign, failures, judged, text, trust};
+
+/// Longest wait for what must happen.
+const PATIENCE: Duration = Duration::from_secs(60);
+const START: &str = "start-time=2024-01-01T00:00:00Z";
+
+/// Starts the services on a Rekor v1.
+fn on_v1(rekor: &RekorV1, home: &Path) -> Stack {
+    let key = home.join("rekor1.pem");
+    std::fs::write(&key, &rekor.public_key_pem).expect("writes");
+    Stack::start_on(&[
+        "--rekor",
+        &rekor.url,
+        "--rekor-version",
+        "1",
+        "--rekor-key",
+        &text(&key),
+    ])
+}
+
+/// Starts the services on a Rekor v2.
+fn on_v2(rekor: &RekorV2, home: &Path, more: &[&str]) -> Stack {
+    let key = home.join("rekor2.pem");
+    std::fs::write(&key, &rekor.public_key_pem).expect("writes");
+    let key = text(&key);
+    let flags = [
+        "--rekor",
+        &rekor.url,
+        "--rekor-version",
+        "2",
+        "--rekor-key",
+        &key,
+        "--rekor-tiles",
+        &rekor.tiles_url,
+    ];
+    Stack::start_on(&[&flags[..], more].concat())
+}
+
+/// Signs on `stack`, and has Verifier, offline verifier and cosign judge it. Returns the report.
+fn signed_and_judged(stack: &Stack, cosign: &Cosign, name: &str) -> Value {
+    let (blob, other) = (stack.write("blob", "what we sign"), stack.write("other", "else"));
+    let bundle = stack.attest("vex", &blob, &json!({"statements": [name]}), name);
+    let roots = stack.file("roots.json");
+    stack.stella(&["trust", "export", "-o", &text(&roots)]).ok();
+    assert_eq!(judged(stack, &bundle, &blob, &roots), [""; 0]);
+    assert_eq!(
+        judged(stack, &bundle, &other, &roots),
+        ["SUBJECT:SUBJECT_MISMATCH"]
+    );
+
+    let (key, sigstore) = (text(&cosign.file("ours.pub")), text(&cosign.file("roots.json")));
+    stack.stella(&["keys", "export", "-o", &key]).ok();
+    stack
+        .stella(&["trust", "export", "--format", "sigstore", "-o", &sigstore])
+        .ok();
+    let verify = ["verify-blob-attestation", "--type", statement::OPENVEX];
+    assert!(cosign.verifies_by("ours.pub", &verify, &bundle, &blob));
+    assert!(!cosign.verifies_by("ours.pub", &verify, &bundle, &other));
+
+    let event = format!("evt_{name}");
+    stack
+        .stella(&["publish", &text(&bundle), "--kind", "VEX", "--id", &event])
+        .ok();
+    let proven = stack.stella(&["events", "get", &event, "--output", "json"]);
+    let proven: Value = proven.json();
+    assert_eq!(proven["trust"]["verified"], true, "{proven}");
+    stack
+        .stella(&["verify", &text(&bundle), "--output", "json"])
+        .json()
+}
+
+fn check<'r>(report: &'r Value, name: &str) -> &'r str {
+    let checks = report["checks"].as_array().expect("checks");
+    let check = checks.iter().find(|check| check["name"] == name);
+    check
+        .and_then(|check| check["detail"].as_str())
+        .unwrap_or_default()
+}
+
+#[test]
+fn what_we_log_in_rekor_v1_is_dated_by_it_and_verified_by_cosign() {
+    let (Some(rekor), Some(cosign)) = (RekorV1::shared(), Cosign::new()) else {
+        return;
+    };
+    let stack = on_v1(rekor, &cosign.file(""));
+    let report = signed_and_judged(&stack, &cosign, "rekor_v1");
+    assert!(
+        check(&report, "LOG_ENTRY").starts_with("dsse/0.0.1 at index "),
+        "{report}"
+    );
+    assert_eq!(report["times"][0]["source"], "rekor-set", "{report}");
+}
+
+#[test]
+fn what_we_log_in_rekor_v2_is_dated_by_witness_and_authority_and_verified_by_cosign() {
+    let (Some(rekor), Some(tsa), Some(cosign)) = (RekorV2::shared(), Tsa::shared(), Cosign::new()) else {
+        return;
+    };
+    let chain = cosign.file("tsa.pem");
+    std::fs::write(&chain, &tsa.chain_pem).expect("writes");
+    let stack = on_v2(
+        rekor,
+        &cosign.file(""),
+        &["--tsa", &tsa.url, "--tsa-chain", &text(&chain)],
+    );
+    let report = signed_and_judged(&stack, &cosign, "rekor_v2");
+    let entry = check(&report, "LOG_ENTRY");
+    assert!(entry.starts_with("hashedrekord/0.0.2 at index "), "{report}");
+    let times = report["times"].as_array().expect("times");
+    let mut sources: Vec<&str> = times.iter().filter_map(|time| time["source"].as_str()).collect();
+    sources.sort_unstable();
+    assert_eq!(sources, ["rfc3161", "witness"], "{report}");
+}
+
+#[test]
+fn one_signature_goes_into_three_logs_and_bears_an_entry_of_each() {
+    let (Some(v1), Some(v2), Some(cosign)) = (RekorV1::shared(), RekorV2::shared(), Cosign::new()) else {
+        return;
+    };
+    std::fs::write(cosign.file("rekor1.pub"), &v1.public_key_pem).expect("writes");
+    std::fs::write(cosign.file("rekor2.pub"), &v2.public_key_pem).expect("writes");
+    let (one, two) = (
+        format!("--rekor=url={},public-key=rekor1.pub,{START}", v1.url),
+        format!(
+            "--rekor=url={},public-key=rekor2.pub,{START},origin=127.0.0.1",
+            v2.url
+        ),
+    );
+    cosign
+        .run(&["trusted-root", "create", &one, &two, "--out", "theirs.json"])
+        .ok();
+    let stack = Stack::start_with(|dir| {
+        let file = |name: &str| text(&cosign.file(name));
+        let signer = dir.join("signer/signer.toml");
+        let config = std::fs::read_to_string(&signer).expect("a configuration");
+        let config = config.replace("[audit]\n", "[audit]\nspool_dir = \"spool\"\n");
+        let more = format!(
+            "\n[[rekor]]\nversion = 1\nurl = \"{}\"\npublic_key = \"{}\"\nstate_dir = \"rekor\"\n\
+             \n[[rekor]]\nversion = 2\nurl = \"{}\"\ntiles_url = \"{}\"\npublic_key = \"{}\"\nstate_dir = \"rekor\"\n",
+            v1.url,
+            file("rekor1.pub"),
+            v2.url,
+            v2.tiles_url,
+            file("rekor2.pub"),
+        );
+        std::fs::write(&signer, format!("{config}{more}")).expect("writes");
+        let verifier = dir.join("verifier/verifier.toml");
+        let config = std::fs::read_to_string(&verifier).expect("a configuration");
+        let roots = format!("[trust]\nsigstore_roots = \"{}\"\n", file("theirs.json"));
+        std::fs::write(&verifier, config.replace("[trust]\n", &roots)).expect("writes");
+    });
+    let blob = stack.write("blob", "what we sign three times");
+    let bundle = stack.attest("vex", &blob, &json!({"statements": []}), "three");
+    let evidence = Evidence::parse(&std::fs::read(&bundle).expect("a bundle")).expect("evidence");
+    let kinds: Vec<String> = evidence
+        .material
+        .log_entries
+        .iter()
+        .map(|entry| format!("{}/{}", entry.kind, entry.version))
+        .collect();
+    assert_eq!(kinds, ["hashedrekord/0.0.2", "dsse/0.0.1", "hashedrekord/0.0.2"]);
+    let verdict = stack.stella(&[
+        "verify",
+        &text(&bundle),
+        "--subject",
+        &text(&blob),
+        "--output",
+        "json",
+    ]);
+    assert_eq!((verdict.code, failures(&verdict)), (0, Vec::new()), "{verdict:?}");
+
+    // A log that the trust roots do not name is not passed over.
+    let mut altered: Value =
+        serde_json::from_slice(&std::fs::read(&bundle).expect("a bundle")).expect("JSON");
+    altered["verificationMaterial"]["tlogEntries"][2]["logId"]["keyId"] =
+        BASE64_STANDARD.encode([7; 32]).into();
+    let altered = stack.write("altered.json", altered.to_string());
+    let verdict = stack.stella(&["verify", &text(&altered), "--output", "json"]);
+    assert_eq!(failures(&verdict), ["CHECKPOINT:LOG_UNKNOWN"], "{verdict:?}");
+}
+
+/// The Signer dies between a signature and its entry in a log that takes whole envelopes.
+#[test]
+fn an_envelope_that_a_crash_left_unlogged_is_logged_once() {
+    let (Some(rekor), Some(cosign)) = (RekorV1::start(), Cosign::new()) else {
+        return;
+    };
+    let stack = on_v1(&rekor, &cosign.file(""));
+    let blob = stack.write("blob", "what is signed before the crash");
+    let predicate = stack.write("predicate.json", "{\"statements\": []}");
+    let out = text(&stack.file("bundle.json"));
+    let (blob, predicate) = (text(&blob), text(&predicate));
+    let arguments = [
+        "attest",
+        "--type",
+        "vex",
+        "--subject",
+        &blob,
+        "--predicate",
+        &predicate,
+        "-o",
+        &out,
+        "--timeout",
+        "60",
+    ];
+    let spooled = || {
+        std::fs::read_dir(stack.dir().join("signer/spool"))
+            .expect("the spool")
+            .count()
+    };
+    let wait_until = |what: &str, holds: &dyn Fn() -> bool| {
+        let deadline = Instant::now() + PATIENCE;
+        while !holds() {
+            assert!(Instant::now() < deadline, "{what} never came");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    rekor.pause();
+    let mut call = stack.command(&arguments).spawn().expect("starts");
+    wait_until("the envelope", &|| spooled() == 1);
+    wait_until("the outcome", &|| {
+        let audit = std::fs::read_dir(stack.dir().join("signer/audit")).expect("the audit log");
+        audit.flatten().any(|segment| {
+            let text = std::fs::read_to_string(segment.path()).unwrap_or_default();
+            text.contains("\"kind\":\"outcome\"")
+        })
+    });
+    assert!(stack.kill("signer"));
+    rekor.resume();
+    stack.wait_ready();
+    wait_until("the entry", &|| spooled() == 0);
+
+    // The call was made again by itself, or is made again here: the same signature, the same entry.
+    let ended = call.wait().expect("ends");
+    if !ended.success() {
+        stack.stella(&arguments).ok();
+    }
+    let info = stack.stella(&["verify", &out, "--output", "json"]);
+    assert_eq!(failures(&info), [""; 0], "{info:?}");
+    let evidence = Evidence::parse(&std::fs::read(&out).expect("a bundle")).expect("evidence");
+    assert_eq!(evidence.material.log_entries[0].log_index, 0);
+    let size = evidence.material.log_entries[0]
+        .proof
+        .as_ref()
+        .map(|proof| proof.tree_size);
+    assert_eq!(size, Some(1), "it was logged once");
+}
+
+/// What cosign signs with its own key, by the way that `signing` says.
+struct Theirs {
+    attested: PathBuf,
+    signed: PathBuf,
+}
+
+fn signs(cosign: &Cosign, config: &str, blob: &Path) -> Theirs {
+    let common = [
+        "--yes",
+        "--key",
+        "cosign.key",
+        "--signing-config",
+        config,
+        "--trusted-root",
+        "roots.json",
+    ];
+    let blob = text(blob);
+    let kind = statement::OPENVEX;
+    let attest = ["attest-blob", "--predicate", "predicate.json", "--type", kind];
+    cosign
+        .run(&[&attest[..], &common, &["--bundle", "attested.json", &blob]].concat())
+        .ok();
+    cosign
+        .run(&[&["sign-blob"][..], &common, &["--bundle", "signed.json", &blob]].concat())
+        .ok();
+    Theirs {
+        attested: cosign.file("attested.json"),
+        signed: cosign.file("signed.json"),
+    }
+}
+
+/// Both bundles of cosign are taken for the blob, and refused for another one, with another's entry, by another key.
+fn theirs_are_judged(stack: &Stack, cosign: &Cosign, config: &[&str]) {
+    let create = ["signing-config", "create", "--out", "signing.json"];
+    cosign.run(&[&create[..], config].concat()).ok();
+    std::fs::write(cosign.file("predicate.json"), r#"{"statements":[]}"#).expect("writes");
+    let sigstore = text(&cosign.file("roots.json"));
+    stack
+        .stella(&["trust", "export", "--format", "sigstore", "-o", &sigstore])
+        .ok();
+    let (blob, other) = (cosign.file("blob"), cosign.file("other"));
+    std::fs::write(&blob, "what cosign signs").expect("writes");
+    std::fs::write(&other, "else").expect("writes");
+    let theirs = signs(cosign, "signing.json", &blob);
+    let roots = stack.file("roots.json");
+    stack.stella(&["trust", "export", "-o", &text(&roots)]).ok();
+    for bundle in [&theirs.attested, &theirs.signed] {
+        assert_eq!(judged(stack, bundle, &blob, &roots), [""; 0]);
+        assert_eq!(
+            judged(stack, bundle, &other, &roots),
+            ["SUBJECT:SUBJECT_MISMATCH"]
+        );
+    }
+
+    // The entry of the one in the bundle of the other.
+    let [attested, signed]: [Value; 2] = [&theirs.attested, &theirs.signed]
+        .map(|bundle| serde_json::from_slice(&std::fs::read(bundle).expect("a bundle")).expect("JSON"));
+    let entries = |bundle: &Value| bundle["verificationMaterial"]["tlogEntries"].clone();
+    for (mut bundle, foreign) in [(attested.clone(), entries(&signed)), (signed, entries(&attested))] {
+        bundle["verificationMaterial"]["tlogEntries"] = foreign;
+        let swapped = stack.write("swapped.json", bundle.to_string());
+        assert_eq!(
+            judged(stack, &swapped, &blob, &roots),
+            ["LOG_ENTRY:ENTRY_DIGEST_MISMATCH"]
+        );
+    }
+
+    // By a key that the trust roots do not name.
+    let mut without: Value = serde_json::from_slice(&std::fs::read(&roots).expect("a file")).expect("JSON");
+    let keys = without["keys"].as_array_mut().expect("keys");
+    keys.retain(|key| key["purpose"] != "attestation");
+    let without = text(&stack.write("without.json", without.to_string()));
+    for bundle in [&theirs.attested, &theirs.signed] {
+        let refused = stack.stella(&[
+            "forensic",
+            "verify",
+            "--bundle",
+            &text(bundle),
+            "--trust-roots",
+            &without,
+            "--output",
+            "json",
+        ]);
+        assert_eq!(
+            (refused.code, &failures(&refused)[..]),
+            (3, &["SIGNATURE:KEY_UNKNOWN".to_owned()][..])
+        );
+    }
+}
+
+/// Has the Verifier trust cosign's key from now on.
+fn trusting(stack: &mut Stack, key: &VerifyingKey) {
+    stack.down();
+    trust(&stack.dir(), key);
+    stack.up();
+}
+
+#[test]
+fn what_cosign_signs_into_rekor_v1_is_taken_for_what_it_is() {
+    let (Some(rekor), Some(cosign)) = (RekorV1::shared(), Cosign::new()) else {
+        return;
+    };
+    let mut stack = on_v1(rekor, &cosign.file(""));
+    trusting(&mut stack, &cosign.key());
+    let service = format!("--rekor=url={},api-version=1,{START},operator=local", rekor.url);
+    theirs_are_judged(&stack, &cosign, &[&service, "--rekor-config=ANY"]);
+}
+
+#[test]
+fn what_cosign_signs_into_rekor_v2_is_taken_for_what_it_is() {
+    let (Some(rekor), Some(cosign)) = (RekorV2::shared(), Cosign::new()) else {
+        return;
+    };
+    let mut stack = on_v2(rekor, &cosign.file(""), &[]);
+    trusting(&mut stack, &cosign.key());
+    let service = format!("--rekor=url={},api-version=2,{START},operator=local", rekor.url);
+    theirs_are_judged(&stack, &cosign, &[&service, "--rekor-config=ANY"]);
+}
+
+#[test]
+fn what_cosign_signs_without_a_log_is_taken_as_far_as_the_policy_allows() {
+    let Some(cosign) = Cosign::new() else { return };
+    let stack = Stack::start_with(|dir| trust(dir, &cosign.key()));
+    cosign
+        .run(&["signing-config", "create", "--out", "none.json"])
+        .ok();
+    std::fs::write(cosign.file("predicate.json"), r#"{"statements":[]}"#).expect("writes");
+    let sigstore = text(&cosign.file("roots.json"));
+    stack
+        .stella(&["trust", "export", "--format", "sigstore", "-o", &sigstore])
+        .ok();
+    let blob = cosign.file("blob");
+    std::fs::write(&blob, "what cosign signs").expect("writes");
+    let theirs = signs(&cosign, "none.json", &blob);
+    // Without a log nothing is verified in the sense of `trust.verified`; a policy may take it by its key all the same.
+    let by_key = |unlogged: &str| {
+        let key = cosign.key();
+        format!(
+            "unlogged: {unlogged}\nlists: {{ Ours: [\"{}\"] }}\nrules:\n  - id: BY-KEY\n    \
+             when: {{ all: [ \"key.keyId in Ours\" ] }}\n    then: {{ decision: ALLOW }}\n",
+            key.key_id()
+        )
+    };
+    let allowing = text(&stack.write("allow.yaml", by_key("allow")));
+    let refusing = text(&stack.write("refuse.yaml", by_key("refuse")));
+    let roots = stack.file("roots.json");
+    stack.stella(&["trust", "export", "-o", &text(&roots)]).ok();
+    for bundle in [&theirs.attested, &theirs.signed] {
+        assert_eq!(judged(&stack, bundle, &blob, &roots), ["LOG_ENTRY:NOT_LOGGED"]);
+        for (policy, want) in [
+            (&allowing, &[][..]),
+            (&refusing, &["LOG_ENTRY:NOT_LOGGED", "POLICY:POLICY_REFUSED"]),
+        ] {
+            let asked = [
+                "verify",
+                &text(bundle),
+                "--subject",
+                &text(&blob),
+                "--policy",
+                policy,
+                "--output",
+                "json",
+            ];
+            let found = failures(&stack.stella(&asked));
+            let found: Vec<&str> = found.iter().map(String::as_str).collect();
+            assert_eq!(found, want, "{policy}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_authority_dates_what_the_own_log_has_too_and_a_retry_gets_the_first_date() {
+    let Some(tsa) = Tsa::shared() else { return };
+    let stack = Stack::start_on(&["--tsa", &tsa.url]);
+    assert!(
+        stack.said().contains("--tsa-chain is not given"),
+        "{}",
+        stack.said()
+    );
+    let blob = stack.write("blob", "what is dated twice");
+    let bundle = stack.attest("vex", &blob, &json!({"statements": []}), "dated");
+    let report = stack.stella(&["verify", &text(&bundle), "--output", "json"]);
+    assert_eq!(failures(&report), [""; 0], "{report:?}");
+    let report = report.json();
+    let times = report["times"].as_array().expect("times");
+    let mut sources: Vec<&str> = times.iter().filter_map(|time| time["source"].as_str()).collect();
+    sources.sort_unstable();
+    assert_eq!(sources, ["rfc3161", "witness"], "{report}");
+
+    // A retry is answered with the first date: a later one would make the signature younger than it is.
+    let mut signer = SignerServiceClient::new(stack.channel("signer").await);
+    let predicate = json!({"statements": []});
+    let digest = Digest::of(b"what is dated twice");
+    let order = signer_pb::SignRequest {
+        payload: statement::build("blob", &digest, statement::OPENVEX, predicate).into(),
+        idempotency_key: "dated-once".to_owned(),
+        ..signer_pb::SignRequest::default()
+    };
+    let mut stamps = Vec::new();
+    for _ in 0..2 {
+        let signed = signer
+            .sign(stack.request(order.clone()))
+            .await
+            .expect("signs")
+            .into_inner();
+        let bundle: Value = serde_json::from_slice(&signed.bundle).expect("JSON");
+        stamps.push(bundle["verificationMaterial"]["timestampVerificationData"].clone());
+    }
+    assert_ne!(stamps[0], Value::Null);
+    assert_eq!(stamps[0], stamps[1]);
+}
+
+#[test]
+fn parts_that_contradict_each_other_or_do_not_answer_are_refused_by_their_flag() {
+    let home = tempfile::tempdir().expect("a directory");
+    let key = home.path().join("key.pem");
+    std::fs::write(&key, "no key").expect("writes");
+    let (key, absent) = (text(&key), text(&home.path().join("absent.pem")));
+    let closed = "http://127.0.0.1:9";
+    for (case, flags, code, want) in [
+        (
+            "tiles of a version 1",
+            &["--rekor", closed, "--rekor-key", &key, "--rekor-tiles", closed][..],
+            2,
+            "--rekor-tiles is for --rekor-version 2",
+        ),
+        (
+            "a version 2 without its key",
+            &["--rekor", closed, "--rekor-version", "2"],
+            2,
+            "--rekor-key is missing",
+        ),
+        (
+            "a version of the future",
+            &["--rekor", closed, "--rekor-version", "3"],
+            2,
+            "--rekor-version",
+        ),
+        ("a key without a log", &["--rekor-key", &key], 2, "--rekor <URL>"),
+        (
+            "a key that is none",
+            &["--rekor", closed, "--rekor-key", &key],
+            1,
+            "--rekor-key",
+        ),
+        (
+            "a key that is not there",
+            &["--rekor", closed, "--rekor-key", &absent],
+            4,
+            "absent.pem",
+        ),
+        (
+            "a log that does not answer",
+            &["--rekor", closed],
+            1,
+            "/api/v1/log/publicKey",
+        ),
+        (
+            "an authority that does not answer",
+            &["--tsa", closed],
+            1,
+            "/certchain",
+        ),
+        (
+            "a chain that is none",
+            &["--tsa", closed, "--tsa-chain", &key],
+            1,
+            "--tsa-chain",
+        ),
+    ] {
+        let dir = home.path().join(case.replace(' ', "-"));
+        let mut up = Command::new(built("stella"));
+        up.args(["up", "--dir"])
+            .arg(&dir)
+            .args(flags)
+            .stdin(Stdio::null());
+        let ended = Ended::of(up.env_remove("STELLA_MONGODB_URI"));
+        assert_eq!(ended.code, code, "{case}: {ended:?}");
+        assert!(ended.stderr.contains(want), "{case}: {ended:?}");
+    }
+
+    // A directory stays what it was made as.
+    let mut stack = Stack::start();
+    stack.down();
+    let dir = text(&stack.dir());
+    let other = stack.stella(&["up", "--dir", &dir, "--rekor", closed]);
+    assert_eq!(other.code, 2, "{other:?}");
+    assert!(
+        other
+            .stderr
+            .contains("--rekor: the directory was made with another choice"),
+        "{other:?}"
+    );
+}
