@@ -11,22 +11,34 @@ use std::sync::Arc;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_ASN1,
-    ECDSA_P384_SHA384_ASN1_SIGNING, ECDSA_P384_SHA384_FIXED, ECDSA_P521_SHA512_ASN1, ECDSA_P521_SHA512_FIXED,
-    ED25519, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256,
-    RSA_PKCS1_SHA256, RSA_PSS_2048_8192_SHA256, RsaKeyPair, VerificationAlgorithm,
+    ECDSA_P384_SHA384_ASN1_SIGNING, ECDSA_P384_SHA384_FIXED, ECDSA_P521_SHA512_ASN1,
+    ECDSA_P521_SHA512_ASN1_SIGNING, ECDSA_P521_SHA512_FIXED, ED25519, EcdsaKeyPair, Ed25519KeyPair,
+    KeyPair as _, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_SHA256, RSA_PSS_2048_8192_SHA256,
+    RsaKeyPair, VerificationAlgorithm,
 };
 use base64::prelude::{BASE64_STANDARD_NO_PAD, Engine as _};
 use p256::elliptic_curve::Generate as _;
-use p256::pkcs8::der::Decode as _;
+use p256::pkcs8::der::asn1::{AnyRef, ContextSpecific, OctetStringRef, UintRef};
 use p256::pkcs8::der::pem::{self, LineEnding};
+use p256::pkcs8::der::{self, Decode as _, Header, SliceReader};
 use p256::pkcs8::spki::SubjectPublicKeyInfoRef;
-use p256::pkcs8::{DecodePrivateKey as _, DecodePublicKey as _, EncodePrivateKey as _, PrivateKeyInfoRef};
+use p256::pkcs8::{
+    AlgorithmIdentifierRef, DecodePrivateKey as _, DecodePublicKey as _, EncodePrivateKey as _,
+    ObjectIdentifier, PrivateKeyInfoRef, SecretDocument,
+};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::digest::Digest;
 
 /// Largest key file or SubjectPublicKeyInfo that is read, in bytes.
 const MAX_KEY_BYTES: usize = 64 * 1024;
+
+/// The algorithm of ECDSA keys (RFC 5480 §2.1.1).
+const EC_PUBLIC_KEY: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
+/// The algorithm of RSA keys (RFC 3279 §2.3.1).
+const RSA_ENCRYPTION: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
+/// Lengths of the RSA moduli that sign, in bytes: 2048, 3072 and 4096 bits.
+const RSA_MODULUS_BYTES: [usize; 3] = [256, 384, 512];
 
 /// Names a public key: `cosign:SHA256-PKIX:` and the unpadded base64 of SHA-256 over its SubjectPublicKeyInfo.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -285,7 +297,7 @@ fn algorithm_of(spki: &[u8]) -> Result<Algorithm, KeyError> {
     algorithm_named(&parsed.algorithm)
 }
 
-fn algorithm_named(identifier: &p256::pkcs8::AlgorithmIdentifierRef<'_>) -> Result<Algorithm, KeyError> {
+fn algorithm_named(identifier: &AlgorithmIdentifierRef<'_>) -> Result<Algorithm, KeyError> {
     match identifier.oid.to_string().as_str() {
         "1.2.840.10045.2.1" => {
             let curve = identifier.parameters_oid().map_err(|_| KeyError::Malformed)?;
@@ -302,19 +314,47 @@ fn algorithm_named(identifier: &p256::pkcs8::AlgorithmIdentifierRef<'_>) -> Resu
     }
 }
 
-fn read_pem(text: &str, expected: &'static str) -> Result<Vec<u8>, KeyError> {
+/// The label and the bytes of one PEM block; what is encrypted is refused as such.
+fn read_block<'t>(text: &'t str, expected: &'static str) -> Result<(&'t str, Vec<u8>), KeyError> {
     if text.len() > MAX_KEY_BYTES {
         return Err(KeyError::Malformed);
     }
-    let refused = KeyError::Pem { expected };
-    let (label, der) = pem::decode_vec(text.trim().as_bytes()).map_err(|_| refused)?;
-    match label {
-        label if label == expected => Ok(der),
+    let block = pem::decode_vec(text.trim().as_bytes()).map_err(|_| KeyError::Pem { expected })?;
+    match block.0 {
         "ENCRYPTED PRIVATE KEY" | "ENCRYPTED SIGSTORE PRIVATE KEY" | "ENCRYPTED COSIGN PRIVATE KEY" => {
             Err(KeyError::Encrypted)
         }
-        _ => Err(refused),
+        _ => Ok(block),
     }
+}
+
+fn read_pem(text: &str, expected: &'static str) -> Result<Vec<u8>, KeyError> {
+    match read_block(text, expected)? {
+        (label, der) if label == expected => Ok(der),
+        _ => Err(KeyError::Pem { expected }),
+    }
+}
+
+/// The curve that a private key of SEC 1 names (RFC 5915 §3). What follows it is read with the whole key.
+fn curve_of(sec1: &[u8]) -> der::Result<ObjectIdentifier> {
+    let mut reader = SliceReader::new(sec1)?;
+    Header::decode(&mut reader)?;
+    u8::decode(&mut reader)?;
+    <&OctetStringRef>::decode(&mut reader)?;
+    Ok(ContextSpecific::<ObjectIdentifier>::decode(&mut reader)?.value)
+}
+
+/// The length of the modulus of a private key of PKCS#1 (RFC 8017 §A.1.2), in bytes.
+fn modulus_bytes(pkcs1: &[u8]) -> der::Result<usize> {
+    let mut reader = SliceReader::new(pkcs1)?;
+    Header::decode(&mut reader)?;
+    u8::decode(&mut reader)?;
+    Ok(UintRef::decode(&mut reader)?.as_bytes().len())
+}
+
+/// The PKCS#8 form of a private key (RFC 5208 §5).
+fn to_pkcs8(algorithm: AlgorithmIdentifierRef<'_>, key: &[u8]) -> der::Result<SecretDocument> {
+    SecretDocument::encode_msg(&PrivateKeyInfoRef::new(algorithm, OctetStringRef::new(key)?))
 }
 
 enum Pair {
@@ -329,11 +369,11 @@ pub struct SigningKey {
     public: VerifyingKey,
     random: SystemRandom,
     /// PKCS#8, as read or made.
-    der: p256::pkcs8::SecretDocument,
+    der: SecretDocument,
 }
 
 impl SigningKey {
-    /// Reads a PEM `PRIVATE KEY` (PKCS#8, RFC 5208): P-256, P-384, Ed25519 or RSA.
+    /// Reads a PEM `PRIVATE KEY` (PKCS#8, RFC 5208). See [`from_pkcs8_der`](Self::from_pkcs8_der).
     ///
     /// # Errors
     /// [`KeyError`]; never with any part of the key in it.
@@ -341,7 +381,41 @@ impl SigningKey {
         Self::from_pkcs8_der(&read_pem(text, "PRIVATE KEY")?)
     }
 
-    fn from_pkcs8_der(der: &[u8]) -> Result<Self, KeyError> {
+    /// Reads a private key as other tools write it: PEM `PRIVATE KEY` (PKCS#8, RFC 5208), `EC PRIVATE KEY` that names
+    /// its curve (SEC 1, RFC 5915) or `RSA PRIVATE KEY` (PKCS#1, RFC 8017). It is PKCS#8 from then on.
+    ///
+    /// # Errors
+    /// [`KeyError`]; never with any part of the key in it.
+    pub fn from_any_pem(text: &str) -> Result<Self, KeyError> {
+        const EXPECTED: &str = "PRIVATE KEY`, `EC PRIVATE KEY` or `RSA PRIVATE KEY";
+        let (label, key) = read_block(text, EXPECTED)?;
+        let pkcs8 = match label {
+            "PRIVATE KEY" => return Self::from_pkcs8_der(&key),
+            "EC PRIVATE KEY" => curve_of(&key).and_then(|curve| {
+                let algorithm = AlgorithmIdentifierRef {
+                    oid: EC_PUBLIC_KEY,
+                    parameters: Some(AnyRef::from(&curve)),
+                };
+                to_pkcs8(algorithm, &key)
+            }),
+            "RSA PRIVATE KEY" => {
+                let algorithm = AlgorithmIdentifierRef {
+                    oid: RSA_ENCRYPTION,
+                    parameters: Some(AnyRef::NULL),
+                };
+                to_pkcs8(algorithm, &key)
+            }
+            _ => return Err(KeyError::Pem { expected: EXPECTED }),
+        };
+        Self::from_pkcs8_der(pkcs8.map_err(|_| KeyError::Malformed)?.as_bytes())
+    }
+
+    /// Reads a DER PrivateKeyInfo (PKCS#8, RFC 5208 and RFC 5958): ECDSA on P-256, P-384 and P-521, Ed25519, and RSA of
+    /// 2048, 3072 and 4096 bits.
+    ///
+    /// # Errors
+    /// [`KeyError::Malformed`] or [`KeyError::Unsupported`].
+    pub fn from_pkcs8_der(der: &[u8]) -> Result<Self, KeyError> {
         let info = PrivateKeyInfoRef::try_from(der).map_err(|_| KeyError::Malformed)?;
         let pair = match algorithm_named(&info.algorithm)? {
             Algorithm::EcdsaP256 => {
@@ -352,8 +426,16 @@ impl SigningKey {
                 EcdsaKeyPair::from_pkcs8(&ECDSA_P384_SHA384_ASN1_SIGNING, der).map(Pair::Ecdsa)
             }
             Algorithm::Ed25519 => Ed25519KeyPair::from_pkcs8_maybe_unchecked(der).map(Pair::Ed25519),
-            Algorithm::Rsa => RsaKeyPair::from_pkcs8(der).map(|pair| Pair::Rsa(Box::new(pair))),
-            Algorithm::EcdsaP521 => return Err(KeyError::Unsupported),
+            Algorithm::EcdsaP521 => {
+                EcdsaKeyPair::from_pkcs8(&ECDSA_P521_SHA512_ASN1_SIGNING, der).map(Pair::Ecdsa)
+            }
+            Algorithm::Rsa => {
+                let modulus = modulus_bytes(info.private_key.as_bytes()).map_err(|_| KeyError::Malformed)?;
+                if !RSA_MODULUS_BYTES.contains(&modulus) {
+                    return Err(KeyError::Unsupported);
+                }
+                RsaKeyPair::from_pkcs8(der).map(|pair| Pair::Rsa(Box::new(pair)))
+            }
         };
         let pair = pair.map_err(|_| KeyError::Malformed)?;
         let spki = spki_of(&pair)?;
@@ -361,7 +443,7 @@ impl SigningKey {
             pair,
             public: VerifyingKey::from_spki_der(&spki)?,
             random: SystemRandom::new(),
-            der: p256::pkcs8::SecretDocument::try_from(der).map_err(|_| KeyError::Malformed)?,
+            der: SecretDocument::try_from(der).map_err(|_| KeyError::Malformed)?,
         })
     }
 
@@ -531,6 +613,53 @@ mod tests {
             ),
         ] {
             assert_eq!(result, Err(want), "{case}");
+        }
+    }
+
+    /// A P-256 key as SEC 1; with its curve left out if it is not `named`.
+    fn sec1_pem(named: bool) -> String {
+        const CURVE: [u8; 12] = [0xa0, 0x0a, 6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7];
+        let key = p256::SecretKey::try_generate().expect("a key");
+        let mut sec1 = key.to_sec1_der().expect("SEC 1").to_vec();
+        let at = sec1.windows(CURVE.len()).position(|window| window == CURVE);
+        let at = at.expect("the curve is named");
+        if !named {
+            sec1.drain(at..at + CURVE.len());
+            sec1[1] -= 12;
+        }
+        pem::encode_string("EC PRIVATE KEY", LineEnding::LF, &sec1).expect("PEM")
+    }
+
+    #[test]
+    fn a_key_of_another_container_is_the_same_key_in_pkcs8() {
+        let key = SigningKey::from_any_pem(&sec1_pem(true)).expect("a SEC 1 key");
+        let again = SigningKey::from_pkcs8_pem(&key.to_pkcs8_pem()).expect("PKCS#8");
+        assert_eq!(again.verifying_key(), key.verifying_key());
+        let signature = again.sign(b"m").expect("signs");
+        assert!(key.verifying_key().verify(b"m", &signature));
+        let expected = KeyError::Pem {
+            expected: "PRIVATE KEY`, `EC PRIVATE KEY` or `RSA PRIVATE KEY",
+        };
+        let relabelled =
+            |label: &str| pem::encode_string(label, LineEnding::LF, key.der.as_bytes()).expect("PEM");
+        for (case, text, want) in [
+            ("no curve is named", sec1_pem(false), KeyError::Malformed),
+            (
+                "PKCS#8 under another label",
+                relabelled("EC PRIVATE KEY"),
+                KeyError::Malformed,
+            ),
+            ("no RSA key", relabelled("RSA PRIVATE KEY"), KeyError::Malformed),
+            ("a public key", key.verifying_key().to_pem(), expected),
+            ("no PEM", "hello".to_owned(), expected),
+            (
+                "encrypted",
+                relabelled("ENCRYPTED COSIGN PRIVATE KEY"),
+                KeyError::Encrypted,
+            ),
+        ] {
+            let refused = SigningKey::from_any_pem(&text).map(|key| key.verifying_key().clone());
+            assert_eq!(refused, Err(want), "{case}");
         }
     }
 

@@ -45,6 +45,8 @@ pub struct Config {
 pub struct KeysConfig {
     /// Folder of the attestation keys, one folder in it for each slot.
     pub dir: ConfigPath,
+    /// Password of the keys in it that cosign encrypted.
+    pub cosign_password_file: Option<ConfigPath>,
     /// Private key of manifests.
     pub manifest_key: ConfigPath,
     /// Who may have manifests signed: Feedser.
@@ -265,6 +267,7 @@ mod tests {
         let config: Config = stella_serve::config::load(&sample).expect("the sample is a configuration");
         assert_eq!((config.policy.allow.len(), config.keys.slots.len()), (1, 1));
         assert!(config.tsa.is_some() && config.audit.spool_dir.is_some());
+        assert!(config.keys.cosign_password_file.is_some());
         let versions: Vec<RekorVersion> = config.rekor.iter().map(|rekor| rekor.version).collect();
         assert_eq!(versions, [RekorVersion::V1, RekorVersion::V2]);
         let log = config.log.expect("the log is in the sample");

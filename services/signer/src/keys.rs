@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use stella_attest::key::{KeyId, VerifyingKey};
 
+pub mod cosign;
 pub mod file;
 
 /// Why a backend cannot do what it was asked.

@@ -115,7 +115,7 @@ fn now() -> Timestamp {
 type Opened = (Arc<Signer>, Option<Arc<EmbeddedLog>>, Vec<Unfinished>);
 
 fn open(config: &Config, upstream: &Upstream) -> anyhow::Result<Opened> {
-    let backend = FileBackend::open(&config.keys.dir)?;
+    let backend = FileBackend::open(&config.keys.dir, config.keys.cosign_password_file.as_deref())?;
     let first = first_version(&backend, config);
     let policy = SigningPolicy::new(config.policy.allow.clone());
     let log_key = config.log.as_ref().map(|log| read_key(&log.key)).transpose()?;

@@ -1,5 +1,6 @@
 //! `stella keys`: the Signer's keys. No private key ever crosses the wire: new ones are files in its key directory.
 
+use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -8,6 +9,7 @@ use serde_json::{Value, json};
 use stella_attest::key::{Algorithm, SigningKey, VerifyingKey};
 use stella_proto::signer::v1 as pb;
 use stella_serve::fs::{Access, FsError, read_secret_text, write_atomic};
+use stella_signer::keys::cosign::{self, CosignKeyError};
 
 use crate::client::{Connection, idempotency_key};
 use crate::failure::{Failure, write_file};
@@ -38,7 +40,9 @@ pub enum Command {
         #[arg(long, value_name = "SLOT", default_value = "default")]
         slot: String,
     },
-    /// Puts a PKCS#8 PEM file into the Signer's key directory
+    /// Puts a key of another tool into the Signer's key directory, as PKCS#8
+    ///
+    /// Takes PKCS#8, SEC 1 and PKCS#1 PEM files and cosign's encrypted keys; COSIGN_PASSWORD holds the password of those.
     Import {
         /// The Signer's key directory
         #[arg(long, value_name = "DIR")]
@@ -46,7 +50,7 @@ pub enum Command {
         /// The slot
         #[arg(long, value_name = "SLOT", default_value = "default")]
         slot: String,
-        /// The key (PKCS#8 PEM, mode 0600)
+        /// The key (PEM, mode 0600)
         file: PathBuf,
     },
     /// Activates a prepared key and retires the active one
@@ -113,9 +117,9 @@ pub(crate) async fn run(command: Command, connection: &Connection) -> Result<(),
             placed(connection, &key_dir, &slot, &key)
         }
         Command::Import { key_dir, slot, file } => {
+            let password = std::env::var_os("COSIGN_PASSWORD").map(OsString::into_encoded_bytes);
             let pem = read_secret_text(&file).map_err(unreadable)?;
-            let key = SigningKey::from_pkcs8_pem(&pem)
-                .map_err(|error| Failure::new(format!("`{}` is refused: {error}", file.display())))?;
+            let key = parse_foreign(&file, &pem, password.as_deref())?;
             if !key.verifying_key().is_loggable() {
                 let message = format!("`{}` is refused: its signatures cannot be logged", file.display());
                 return Err(Failure::new(message).hint("use a P-256, P-384 or RSA key"));
@@ -147,6 +151,22 @@ pub(crate) async fn run(command: Command, connection: &Connection) -> Result<(),
             print_line(&format!("retired {} at {}", retired.key_id, retired.retired_at))
         }
     }
+}
+
+/// Reads the text of a key file of another tool; `password` is that of cosign's encrypted keys.
+fn parse_foreign(file: &Path, pem: &str, password: Option<&[u8]>) -> Result<SigningKey, Failure> {
+    let refused =
+        |error: String, reason| Failure::new(format!("`{}` is refused: {error} [{reason}]", file.display()));
+    if !cosign::is_encrypted(pem) {
+        return SigningKey::from_any_pem(pem).map_err(|error| refused(error.to_string(), error.reason()));
+    }
+    cosign::read(pem, password).map_err(|error| {
+        let failure = refused(error.to_string(), error.reason());
+        match error {
+            CosignKeyError::NoPassword => failure.hint("set COSIGN_PASSWORD"),
+            _ => failure,
+        }
+    })
 }
 
 /// A key file that cannot be read; one that is not there is exit code 4.
@@ -211,4 +231,57 @@ async fn list(connection: &Connection) -> Result<(), Failure> {
         })
         .collect();
     print(table(&["KEY", "SLOT", "STATE", "ALGORITHM", "RETIRED AT"], &rows).as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What cosign writes, of a ciphertext of zeros, which nothing opens.
+    const SEALED: &str = "-----BEGIN ENCRYPTED SIGSTORE PRIVATE KEY-----
+eyJrZGYiOnsibmFtZSI6InNjcnlwdCIsInBhcmFtcyI6eyJOIjozMjc2OCwiciI6
+OCwicCI6MX0sInNhbHQiOiJBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFB
+QUFBQUFBQUFBQUFBPSJ9LCJjaXBoZXIiOnsibmFtZSI6Im5hY2wvc2VjcmV0Ym94
+Iiwibm9uY2UiOiJBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQSJ9LCJj
+aXBoZXJ0ZXh0IjoiQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUEifQ==
+-----END ENCRYPTED SIGSTORE PRIVATE KEY-----
+";
+
+    #[test]
+    fn a_key_of_another_tool_is_taken_or_refused_by_name() {
+        let file = Path::new("cosign.key");
+        let key = SigningKey::generate(Algorithm::EcdsaP256).expect("a key");
+        let read = parse_foreign(file, &key.to_pkcs8_pem(), None).expect("a key needs no password");
+        assert_eq!(read.verifying_key(), key.verifying_key());
+
+        let elsewhere = key.to_pkcs8_pem().replace("PRIVATE", "ENCRYPTED PRIVATE");
+        for (case, text, password, want) in [
+            ("no password", SEALED, None, "[KEY_PASSWORD_MISSING]"),
+            (
+                "another password",
+                SEALED,
+                Some(&b"x"[..]),
+                "[KEY_PASSWORD_WRONG]",
+            ),
+            ("an empty password", SEALED, Some(b""), "[KEY_PASSWORD_WRONG]"),
+            ("cut short", &SEALED[..200], Some(b"x"), "[BAD_KEY]"),
+            (
+                "encrypted by another tool",
+                &elsewhere,
+                Some(b"x"),
+                "[KEY_ENCRYPTED]",
+            ),
+            ("a public key", &key.verifying_key().to_pem(), None, "[BAD_KEY]"),
+            ("no key", "hello", None, "[BAD_KEY]"),
+        ] {
+            let refused = match parse_foreign(file, text, password) {
+                Ok(_) => "not refused".to_owned(),
+                Err(failure) => format!("{failure:?}"),
+            };
+            assert!(
+                refused.contains("`cosign.key` is refused: ") && refused.contains(want),
+                "{case}: {refused}"
+            );
+        }
+    }
 }
