@@ -3,8 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use bson::raw::RawBsonRef;
-use bson::{Document, RawDocument, RawDocumentBuf, bson, doc, rawdoc};
+use bson::raw::{RawBsonRef, cstr};
+use bson::{Document, RawBson, RawDocument, RawDocumentBuf, doc, rawdoc};
 use serde_json::Value;
 use stella_attest::canonical;
 use stella_attest::digest::Digest;
@@ -387,12 +387,12 @@ async fn documents(
         for number in numbers {
             let event = &events[number];
             let mut document = json::to_document(&event.written).map_err(StoreError::failed)?;
-            document.insert("tenant", &tenant);
-            document.insert("rev", json::integer(1));
+            document.append(cstr!("tenant"), tenant.as_str());
+            document.append(cstr!("rev"), 1);
             if let Some(proof) = &event.proof {
-                document.extend(blocks(proof)?);
+                append_blocks(&mut document, proof)?;
             }
-            documents.push(RawDocumentBuf::try_from(&document).map_err(StoreError::failed)?);
+            documents.push(document);
         }
         Ok(documents)
     })
@@ -410,19 +410,16 @@ async fn statements(
         let mut statements = Vec::with_capacity(numbers.len());
         for number in numbers {
             let update = &updates[number];
-            let rev = json::integer(i64::try_from(update.rev).unwrap_or(i64::MAX));
-            let rev = match update.rev {
+            let rev = i64::try_from(update.rev).unwrap_or(i64::MAX);
+            let mut guard = rawdoc! {"_id": update.id.as_str(), "tenant": tenant.as_str()};
+            match rev {
                 // History that others wrote has no revision.
-                0 => bson!({"$in": [rev, null]}),
-                _ => rev,
-            };
-            let guard =
-                doc! {"_id": &update.id, "tenant": &tenant, "rev": rev, SUBJECT: update.subject.hex()};
-            let mut set = blocks(&update.proof)?;
-            let rev = i64::try_from(update.rev).unwrap_or(i64::MAX).saturating_add(1);
-            set.insert("rev", json::integer(rev));
-            let guard = RawDocumentBuf::try_from(&guard).map_err(StoreError::failed)?;
-            let set = RawDocumentBuf::try_from(&set).map_err(StoreError::failed)?;
+                0 => guard.append(cstr!("rev"), rawdoc! {"$in": [0, null]}),
+                _ => guard.append(cstr!("rev"), integer(rev)),
+            }
+            guard.append(cstr!("subject.digest.sha256"), update.subject.hex());
+            let mut set = rawdoc! {"rev": integer(rev.saturating_add(1))};
+            append_blocks(&mut set, &update.proof)?;
             statements.push(command::update(&guard, &rawdoc! {"$set": set}));
         }
         Ok(statements)
@@ -430,9 +427,22 @@ async fn statements(
     .await?
 }
 
-fn blocks(proof: &Proof) -> Result<Document, StoreError> {
-    let block = |text: &str| json::to_bson(text.as_bytes()).map_err(StoreError::failed);
-    Ok(doc! {"provenance": block(&proof.provenance)?, "trust": block(&proof.trust)?})
+/// A number as it is stored.
+fn integer(number: i64) -> RawBson {
+    i32::try_from(number).map_or(RawBson::Int64(number), RawBson::Int32)
+}
+
+fn append_blocks(document: &mut RawDocumentBuf, proof: &Proof) -> Result<(), StoreError> {
+    for (name, block) in [
+        (cstr!("provenance"), &proof.provenance),
+        (cstr!("trust"), &proof.trust),
+    ] {
+        document.append(
+            name,
+            json::to_document(block.as_bytes()).map_err(StoreError::failed)?,
+        );
+    }
+    Ok(())
 }
 
 /// What is stored as the domain reads it. A document that only an edit can have made is read as a value that fits no

@@ -7,7 +7,8 @@
 use std::fmt;
 
 use bson::raw::RawBsonRef;
-use bson::{Bson, Document, RawDocument};
+use bson::spec::ElementType;
+use bson::{Bson, RawDocument, RawDocumentBuf};
 use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
@@ -31,20 +32,24 @@ pub(super) enum NotJson {
     TooDeep,
 }
 
-/// The value of a JSON text that was found valid, with its order of fields.
-pub(super) fn to_bson(text: &[u8]) -> Result<Bson, serde_json::Error> {
-    let mut deserializer = serde_json::Deserializer::from_slice(text);
-    let value = AsBson.deserialize(&mut deserializer)?;
-    deserializer.end()?;
-    Ok(value)
-}
-
 /// The document of a JSON object that was found valid, with its order of fields.
-pub(super) fn to_document(text: &[u8]) -> Result<Document, serde_json::Error> {
-    match to_bson(text)? {
-        Bson::Document(document) => Ok(document),
-        _ => Err(serde::de::Error::custom("a document is a JSON object")),
+///
+/// It is written straight into the form that goes over the wire: a proof has dozens of fields, and a value in between
+/// would cost more than the rest of the way.
+pub(super) fn to_document(text: &[u8]) -> Result<RawDocumentBuf, serde_json::Error> {
+    let mut bytes = vec![ElementType::Null as u8];
+    let mut deserializer = serde_json::Deserializer::from_slice(text);
+    let root = Element {
+        bytes: &mut bytes,
+        start: 0,
+    };
+    root.deserialize(&mut deserializer)?;
+    deserializer.end()?;
+    if bytes[0] != ElementType::EmbeddedDocument as u8 {
+        return Err(serde::de::Error::custom("a document is a JSON object"));
     }
+    bytes.remove(0);
+    RawDocumentBuf::from_bytes(bytes).map_err(serde::de::Error::custom)
 }
 
 /// A number as it is stored: int32 if it fits, else int64.
@@ -99,73 +104,152 @@ fn is_readable(number: f64) -> bool {
         && (number.fract() != 0.0 || number.abs() <= MAX_SAFE_INTEGER as f64 || number.abs() >= 1e21)
 }
 
-struct AsBson;
+/// An element whose name is written; its value comes next, and then its type is known.
+struct Element<'o> {
+    bytes: &'o mut Vec<u8>,
+    /// Where the byte of its type stands.
+    start: usize,
+}
 
-impl<'de> DeserializeSeed<'de> for AsBson {
-    type Value = Bson;
+impl Element<'_> {
+    fn write(self, kind: ElementType, value: &[u8]) {
+        self.bytes[self.start] = kind as u8;
+        self.bytes.extend_from_slice(value);
+    }
+}
 
-    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<Bson, D::Error> {
+impl<'de> DeserializeSeed<'de> for Element<'_> {
+    type Value = ();
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for AsBson {
-    type Value = Bson;
+impl<'de> Visitor<'de> for Element<'_> {
+    type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a JSON value")
     }
 
-    fn visit_unit<E>(self) -> Result<Bson, E> {
-        Ok(Bson::Null)
+    fn visit_unit<E>(self) -> Result<(), E> {
+        self.write(ElementType::Null, &[]);
+        Ok(())
     }
 
-    fn visit_bool<E>(self, value: bool) -> Result<Bson, E> {
-        Ok(Bson::Boolean(value))
+    fn visit_bool<E>(self, value: bool) -> Result<(), E> {
+        self.write(ElementType::Boolean, &[u8::from(value)]);
+        Ok(())
     }
 
-    fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<Bson, E> {
-        i64::try_from(value).map(integer).map_err(E::custom)
+    fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<(), E> {
+        self.visit_i64(i64::try_from(value).map_err(E::custom)?)
     }
 
-    fn visit_i64<E>(self, value: i64) -> Result<Bson, E> {
-        Ok(integer(value))
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Bson, E> {
-        Ok(Bson::Double(value))
-    }
-
-    fn visit_str<E>(self, value: &str) -> Result<Bson, E> {
-        Ok(Bson::String(value.to_owned()))
-    }
-
-    fn visit_string<E>(self, value: String) -> Result<Bson, E> {
-        Ok(Bson::String(value))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Bson, A::Error> {
-        let mut list = Vec::new();
-        while let Some(item) = items.next_element_seed(AsBson)? {
-            list.push(item);
+    fn visit_i64<E>(self, value: i64) -> Result<(), E> {
+        match i32::try_from(value) {
+            Ok(small) => self.write(ElementType::Int32, &small.to_le_bytes()),
+            Err(_) => self.write(ElementType::Int64, &value.to_le_bytes()),
         }
-        Ok(Bson::Array(list))
+        Ok(())
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Bson, A::Error> {
-        let mut document = Document::new();
-        while let Some(name) = members.next_key::<String>()? {
-            document.insert(name, members.next_value_seed(AsBson)?);
-        }
-        Ok(Bson::Document(document))
+    fn visit_f64<E>(self, value: f64) -> Result<(), E> {
+        self.write(ElementType::Double, &value.to_le_bytes());
+        Ok(())
     }
+
+    fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<(), E> {
+        let length = i32::try_from(value.len() + 1).map_err(E::custom)?;
+        let bytes = &mut *self.bytes;
+        bytes[self.start] = ElementType::String as u8;
+        bytes.extend_from_slice(&length.to_le_bytes());
+        bytes.extend_from_slice(value.as_bytes());
+        bytes.push(0);
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        let bytes = self.bytes;
+        bytes[self.start] = ElementType::Array as u8;
+        let length = begin(bytes);
+        for number in 0_usize.. {
+            let start = bytes.len();
+            bytes.push(0);
+            bytes.extend_from_slice(number.to_string().as_bytes());
+            bytes.push(0);
+            if items.next_element_seed(Element { bytes, start })?.is_none() {
+                bytes.truncate(start);
+                break;
+            }
+        }
+        end(bytes, length)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
+        let bytes = self.bytes;
+        bytes[self.start] = ElementType::EmbeddedDocument as u8;
+        let length = begin(bytes);
+        while let Some(start) = members.next_key_seed(Name { bytes })? {
+            members.next_value_seed(Element { bytes, start })?;
+        }
+        end(bytes, length)
+    }
+}
+
+/// The name of an element, written after a place for its type; gives back where that is.
+struct Name<'o> {
+    bytes: &'o mut Vec<u8>,
+}
+
+impl<'de> DeserializeSeed<'de> for Name<'_> {
+    type Value = usize;
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<usize, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Name<'_> {
+    type Value = usize;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a name")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<usize, E> {
+        if name.contains('\0') {
+            return Err(E::custom("a name has no NUL"));
+        }
+        let start = self.bytes.len();
+        self.bytes.push(0);
+        self.bytes.extend_from_slice(name.as_bytes());
+        self.bytes.push(0);
+        Ok(start)
+    }
+}
+
+/// Makes room for the length of a document or array, and says where.
+fn begin(bytes: &mut Vec<u8>) -> usize {
+    let place = bytes.len();
+    bytes.extend_from_slice(&[0; 4]);
+    place
+}
+
+/// Ends the document or array whose length stands at `place`.
+fn end<E: serde::de::Error>(bytes: &mut Vec<u8>, place: usize) -> Result<(), E> {
+    bytes.push(0);
+    let length = i32::try_from(bytes.len() - place).map_err(E::custom)?;
+    bytes[place..place + 4].copy_from_slice(&length.to_le_bytes());
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use std::str::FromStr as _;
 
-    use bson::{DateTime, Decimal128, RawDocumentBuf, Timestamp, doc, oid::ObjectId};
+    use bson::{DateTime, Decimal128, Document, RawDocumentBuf, Timestamp, doc, oid::ObjectId};
     use stella_attest::canonical;
     use stella_attest::json::{Limits, parse};
 
@@ -187,7 +271,8 @@ mod tests {
         ] {
             let read = parse(text.as_bytes(), &Limits::default()).unwrap();
             let want = String::from_utf8(canonical::to_vec(&read)).unwrap();
-            assert_eq!(back(&to_document(text.as_bytes()).unwrap()), want, "{text}");
+            let document = Document::try_from(to_document(text.as_bytes()).unwrap()).unwrap();
+            assert_eq!(back(&document), want, "{text}");
         }
     }
 
@@ -195,9 +280,28 @@ mod tests {
     fn fields_keep_their_order_and_numbers_their_kind() {
         let text = br#"{"z":1,"a":2147483648,"m":1.0,"b":{"y":-3,"x":2.5}}"#;
         let want = doc! {"z": 1, "a": 2_147_483_648_i64, "m": 1.0, "b": {"y": -3, "x": 2.5}};
-        let got = to_document(text).unwrap();
+        let got = Document::try_from(to_document(text).unwrap()).unwrap();
         assert_eq!(got, want);
         assert_eq!(got.keys().collect::<Vec<_>>(), ["z", "a", "m", "b"]);
+    }
+
+    #[test]
+    fn only_an_object_becomes_a_document() {
+        for (text, want) in [
+            ("[]", "a document is a JSON object"),
+            (r#"{"a":1} 2"#, "trailing characters at line 1 column 9"),
+            (r#"{"a\u0000b":1}"#, "a name has no NUL at line 1 column 11"),
+            (
+                r#"{"a":18446744073709551615}"#,
+                "out of range integral type conversion attempted at line 1 column 25",
+            ),
+        ] {
+            assert_eq!(
+                to_document(text.as_bytes()).unwrap_err().to_string(),
+                want,
+                "{text}"
+            );
+        }
     }
 
     #[test]

@@ -216,7 +216,8 @@ mod tests {
         let list = |name: &str| {
             let (_, rest) = SCRIPT.split_once(&format!("const {name} = ")).unwrap();
             let (list, _) = rest.split_once(';').unwrap();
-            json::to_bson(list.as_bytes()).unwrap()
+            let list = json::to_document(format!(r#"{{"list":{list}}}"#).as_bytes()).unwrap();
+            Document::try_from(list).unwrap().remove("list").unwrap()
         };
         let collections = doc! {"names": [EVENTS, ATTESTATIONS]};
         assert_eq!(Some(&list("collections")), collections.get("names"));
