@@ -73,11 +73,12 @@ async fn a_timestamp_is_of_the_signature_and_of_the_authority_that_is_trusted() 
     let (other, known) = (Peer::start(), authority("ours", &peer.chain_pem));
     let other = authority("another", &other.expect("brought").chain_pem);
     let client = client(&peer.url, &[other, known.clone()]);
-    let token = client.timestamp(b"a signature").await.expect("timestamped");
-    let (_, by) = tsa::verify(&token, b"a signature", std::slice::from_ref(&known)).expect("holds");
-    assert_eq!(by, "ours");
+    let stamped = client.timestamp(b"a signature").await.expect("timestamped");
+    let token = stamped.response;
+    let verified = tsa::verify(&token, b"a signature", std::slice::from_ref(&known));
+    assert_eq!(verified, Ok((stamped.time, "ours")));
     let again = client.timestamp(b"a signature").await.expect("timestamped");
-    assert_ne!(again, token, "another request is another timestamp");
+    assert_ne!(again.response, token, "another request is another timestamp");
 }
 
 #[tokio::test]
@@ -109,7 +110,8 @@ async fn a_timestamp_of_another_request_is_refused() {
     let token = client(&peer.url, &known)
         .timestamp(b"a signature")
         .await
-        .expect("timestamped");
+        .expect("timestamped")
+        .response;
     let door = Door::alone(move |_| Deed::Say(answer("200 OK", "", &token))).await;
     let fooled = client(&door.url, &known);
     assert_eq!(reason(fooled.timestamp(b"a signature").await), "TIMESTAMP_NONCE");
@@ -126,7 +128,8 @@ async fn an_answer_that_is_no_granted_timestamp_is_refused_by_name() {
     let token = client(&peer.url, &known)
         .timestamp(b"a signature")
         .await
-        .expect("timestamped");
+        .expect("timestamped")
+        .response;
     for (case, said, want) in [
         (
             "rejection",
