@@ -10,11 +10,10 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use clap::Args;
 use serde::{Deserialize, Serialize};
-use stella_attest::checkpoint::LogKey;
-use stella_attest::key::VerifyingKey;
 use stella_attest::trust::TrustedLog;
 use stella_attest::tsa::Authority;
 use stella_serve::install_provider;
+use stella_tlog::rekor::{Generation, RekorConfig};
 
 use crate::failure::{Failure, read_file};
 use crate::output::say;
@@ -86,17 +85,13 @@ pub struct Tsa {
 impl Rekor {
     /// The log as trust roots name it: a version 2 by its host, a version 1 by its key alone.
     pub fn trusted(&self) -> anyhow::Result<TrustedLog> {
-        let key = VerifyingKey::from_spki_pem(&self.key).context("--rekor-key")?;
-        let key = if self.version == 1 {
-            LogKey::any_origin(key)
+        let generation = if self.version == 1 {
+            Generation::V1
         } else {
-            LogKey::new(&host(&self.url)?, key)
+            Generation::V2
         };
-        Ok(TrustedLog {
-            key: key.context("--rekor-key")?,
-            base_url: self.url.clone(),
-            distrusted: false,
-        })
+        let named = RekorConfig::named(&self.url, &self.key, None, generation);
+        Ok(named.context("--rekor-key")?.log)
     }
 }
 

@@ -18,9 +18,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use reqwest::StatusCode;
+use reqwest::{StatusCode, Url};
+use stella_attest::checkpoint::LogKey;
 use stella_attest::digest::Digest;
 use stella_attest::evidence::LogEntry;
+use stella_attest::key::VerifyingKey;
 use stella_attest::trust::TrustedLog;
 
 use crate::LogError;
@@ -49,7 +51,46 @@ pub struct RekorConfig {
     pub stale_timeout: Duration,
 }
 
+/// How the trust in a log is named where no origin is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Generation {
+    /// A Rekor v1: known by its key alone, whatever name its checkpoints bear.
+    V1,
+    /// A Rekor v2, or another log in tiles: named as the host of its URL.
+    V2,
+}
+
 impl RekorConfig {
+    /// The log at `url` with the public key `key` (PEM, SubjectPublicKeyInfo), whose checkpoints bear the name `origin`, or
+    /// what its generation says.
+    ///
+    /// # Errors
+    /// [`OpenError`]: the URL, or a key that no such log has.
+    pub fn named(
+        url: &str,
+        key: &str,
+        origin: Option<&str>,
+        generation: Generation,
+    ) -> Result<Self, OpenError> {
+        let host = Url::parse(url)
+            .ok()
+            .and_then(|url| url.host_str().map(str::to_owned))
+            .ok_or_else(|| OpenError::Url(url.to_owned()))?;
+        let refused = |detail: String| OpenError::Key(detail);
+        let key = VerifyingKey::from_spki_pem(key).map_err(|error| refused(error.to_string()))?;
+        let key = match (origin, generation) {
+            (Some(origin), _) => LogKey::new(origin, key),
+            (None, Generation::V1) => LogKey::any_origin(key),
+            (None, Generation::V2) => LogKey::new(&host, key),
+        };
+        let log = TrustedLog {
+            key: key.map_err(|error| refused(error.to_string()))?,
+            base_url: url.to_owned(),
+            distrusted: false,
+        };
+        Ok(Self::new(url, log))
+    }
+
     /// The log at `url`, with 20 s for a call or an attempt and 5 s for old copies.
     pub fn new(url: impl Into<String>, log: TrustedLog) -> Self {
         Self {
@@ -69,6 +110,9 @@ pub enum OpenError {
     /// Not an `http` or `https` URL.
     #[error("`{0}` is not an http or https URL")]
     Url(String),
+    /// Not a key that a log has.
+    #[error("not the key of a log: {0}")]
+    Key(String),
     /// The HTTP client could not be made.
     #[error("the HTTP client could not be made")]
     Client(#[source] reqwest::Error),

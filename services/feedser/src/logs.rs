@@ -8,17 +8,14 @@ use std::fs;
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
-use http::Uri;
-use stella_attest::checkpoint::LogKey;
 use stella_attest::digest::Digest;
 use stella_attest::entry;
 use stella_attest::evidence::{Evidence, LogEntry};
 use stella_attest::key::VerifyingKey;
-use stella_attest::trust::TrustedLog;
 use stella_tlog::LogError;
 use stella_tlog::rekor::tiles::TileReader;
 use stella_tlog::rekor::v1::RekorV1;
-use stella_tlog::rekor::{LogReader, RekorConfig};
+use stella_tlog::rekor::{Generation, LogReader, RekorConfig};
 use tokio::sync::Semaphore;
 
 use crate::config::{LogConfig, LogKind};
@@ -117,22 +114,11 @@ impl Logs {
 fn open(config: &LogConfig) -> anyhow::Result<Arc<dyn LogReader>> {
     let file = &config.public_key;
     let text = fs::read_to_string(file).with_context(|| format!("cannot read `{}`", file.display()))?;
-    let key = VerifyingKey::from_spki_pem(&text).with_context(|| format!("`{}`", file.display()))?;
-    let host = || {
-        let url: Uri = config.url.parse().ok()?;
-        Some(url.host()?.to_owned())
+    let generation = match config.kind {
+        LogKind::RekorV1 => Generation::V1,
+        LogKind::Tiles => Generation::V2,
     };
-    let key = match (&config.origin, config.kind) {
-        (Some(origin), _) => LogKey::new(origin, key),
-        (None, LogKind::RekorV1) => LogKey::any_origin(key),
-        (None, LogKind::Tiles) => LogKey::new(&host().unwrap_or_default(), key),
-    };
-    let log = TrustedLog {
-        key: key.with_context(|| format!("`{}`", file.display()))?,
-        base_url: config.url.clone(),
-        distrusted: false,
-    };
-    let mut rekor = RekorConfig::new(config.url.clone(), log);
+    let mut rekor = RekorConfig::named(&config.url, &text, config.origin.as_deref(), generation)?;
     rekor.state_dir = Some(config.state_dir.to_path_buf());
     Ok(match config.kind {
         LogKind::RekorV1 => Arc::new(RekorV1::open(rekor)?),

@@ -7,16 +7,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, ensure};
 use http::Uri;
-use stella_attest::checkpoint::{Checkpoint, LogKey};
-use stella_attest::key::{SigningKey, VerifyingKey};
+use stella_attest::checkpoint::Checkpoint;
+use stella_attest::key::SigningKey;
 use stella_attest::note::NoteKey;
-use stella_attest::trust::TrustedLog;
 use stella_attest::tsa::Authority;
 use stella_serve::upstream::Upstream;
 use stella_tlog::embedded::{EmbeddedConfig, EmbeddedLog};
-use stella_tlog::rekor::RekorConfig;
 use stella_tlog::rekor::v1::RekorV1;
 use stella_tlog::rekor::v2::{RekorV2, RekorV2Config};
+use stella_tlog::rekor::{Generation, RekorConfig};
 use stella_tlog::tsa::{TimestampAuthority, TsaConfig};
 use stella_tlog::{TransparencyLog, Witness};
 
@@ -94,19 +93,12 @@ fn open_rekor(
     config: &RekorLogConfig,
     witnesses: Vec<Arc<dyn Witness>>,
 ) -> anyhow::Result<Arc<dyn TransparencyLog>> {
-    let key = VerifyingKey::from_spki_pem(&text(&config.public_key)?)
-        .with_context(|| format!("`public_key` `{}`", config.public_key.display()))?;
-    let key = match (&config.origin, config.version) {
-        (Some(origin), _) => LogKey::new(origin, key),
-        (None, RekorVersion::V1) => LogKey::any_origin(key),
-        (None, RekorVersion::V2) => LogKey::new(&host(&config.url).unwrap_or_default(), key),
+    let generation = match config.version {
+        RekorVersion::V1 => Generation::V1,
+        RekorVersion::V2 => Generation::V2,
     };
-    let log = TrustedLog {
-        key: key.with_context(|| format!("`public_key` `{}`", config.public_key.display()))?,
-        base_url: config.url.clone(),
-        distrusted: false,
-    };
-    let mut rekor = RekorConfig::new(config.url.clone(), log);
+    let key = text(&config.public_key)?;
+    let mut rekor = RekorConfig::named(&config.url, &key, config.origin.as_deref(), generation)?;
     rekor.state_dir = Some(config.state_dir.to_path_buf());
     rekor.budget = Duration::from_millis(config.timeout_ms.get());
     rekor.attempt_timeout = Duration::from_millis(config.attempt_timeout_ms.get());

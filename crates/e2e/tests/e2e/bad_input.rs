@@ -1361,8 +1361,14 @@ async fn a_claim_over_rest_must_say_what_is_verified() {
     // The truth is taken, once, whoever repeats it; then another envelope is a conflict, and a lie still a lie.
     for outcome in ["ATTACHED", "ALREADY_ATTACHED"] {
         let answer = world.claim(&id, &whole);
-        let want = json!({"envelopeDigest": sbom, "eventId": id, "outcome": outcome, "rev": 2});
-        assert_eq!((answer.status, answer.json()), (202, want));
+        let mut document = answer.json();
+        let (dsse, trust) = (document["dsse"].take(), document["trust"].take());
+        let want = json!({
+            "dsse": null, "envelopeDigest": sbom, "eventId": id, "outcome": outcome, "rev": 2, "trust": null,
+        });
+        assert_eq!((answer.status, document), (202, want));
+        assert_eq!(dsse["rekor"]["logIndex"], whole["dsse"]["rekor"]["logIndex"]);
+        assert_eq!(trust, json!({"verified": true, "verifier": "Authority@stella"}));
     }
     let before = world.stored();
     let conflict = world

@@ -1,5 +1,7 @@
 //! Real logs of others under the Signer, and what cosign signs into them.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -382,6 +384,37 @@ fn what_cosign_signs_into_rekor_v2_is_taken_for_what_it_is() {
     trusting(&mut stack, &cosign.key());
     let service = format!("--rekor=url={},api-version=2,{START},operator=local", rekor.url);
     theirs_are_judged(&stack, &cosign, &[&service, "--rekor-config=ANY"]);
+}
+
+#[test]
+fn the_signer_signs_with_a_key_file_of_cosign() {
+    let Some(cosign) = Cosign::new() else { return };
+    let owners = |path: &Path, bytes: &[u8]| {
+        std::fs::write(path, bytes).expect("writes");
+        std::fs::set_permissions(path, Permissions::from_mode(0o600)).expect("its owner's alone");
+    };
+    let key = std::fs::read(cosign.file("cosign.key")).expect("a key");
+    let stack = Stack::start_with(|dir| {
+        owners(&dir.join("signer/keys/default/cosign.key"), &key);
+        owners(&dir.join("signer/cosign.password"), b"\n");
+        let config = dir.join("signer/signer.toml");
+        let text = std::fs::read_to_string(&config).expect("a configuration");
+        let keys = "[keys]\ncosign_password_file = \"cosign.password\"\n";
+        std::fs::write(&config, text.replace("[keys]\n", keys)).expect("writes");
+    });
+    let id = cosign.key().key_id().to_string();
+    stack.stella(&["keys", "rotate", "--to", &id]).ok();
+    let blob = stack.write("blob", "what cosign's key signs");
+    let bundle = stack.attest("vex", &blob, &json!({"statements": []}), "by-cosign");
+    let roots = stack.file("roots.json");
+    stack.stella(&["trust", "export", "-o", &text(&roots)]).ok();
+    assert_eq!(judged(&stack, &bundle, &blob, &roots), [""; 0]);
+    let sigstore = text(&cosign.file("roots.json"));
+    stack
+        .stella(&["trust", "export", "--format", "sigstore", "-o", &sigstore])
+        .ok();
+    let verify = ["verify-blob-attestation", "--type", statement::OPENVEX];
+    assert!(cosign.verifies(&verify, &bundle, &blob));
 }
 
 #[test]
