@@ -99,6 +99,13 @@ pub fn rows(lab: &mut Lab) -> anyhow::Result<Vec<Row>> {
     ])
 }
 
+/// Events a second that are appended with their evidence to this stack, [`EVENTS`] of them in each round.
+pub async fn append_rate(stack: &Stack, round: usize) -> anyhow::Result<f64> {
+    let services = Services::connect(stack).await?;
+    let pairs = attested(&services.signer, round * EVENTS).await?;
+    append(&services, &pairs, true).await
+}
+
 /// Attested events with the numbers from `first` on.
 async fn attested(target: &Target, first: usize) -> anyhow::Result<Vec<Pair>> {
     let items = (first..first + EVENTS).map(|number| signer::SignBatchItem {

@@ -10,6 +10,7 @@ mod domain;
 mod events;
 mod log;
 mod log_http;
+mod mongo;
 mod program;
 mod row;
 mod signing;
@@ -49,7 +50,7 @@ struct Part {
     measure: fn(&mut Lab) -> anyhow::Result<Vec<Row>>,
 }
 
-const PARTS: [Part; 6] = [
+const PARTS: [Part; 7] = [
     Part {
         names: &domain::NAMES,
         lacks: || None,
@@ -79,6 +80,11 @@ const PARTS: [Part; 6] = [
         names: &events::NAMES,
         lacks: program::lacks_stella,
         measure: events::rows,
+    },
+    Part {
+        names: &mongo::NAMES,
+        lacks: mongo::lacks,
+        measure: mongo::rows,
     },
 ];
 

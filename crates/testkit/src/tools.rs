@@ -59,10 +59,15 @@ pub(crate) fn part_of(peer: &str, place: &str) -> Option<PathBuf> {
     None
 }
 
+/// Whether this process is root's.
+pub(crate) fn is_root() -> bool {
+    let user = std::fs::metadata("/proc/self").map(|own| own.uid());
+    matches!(user, Ok(0))
+}
+
 /// Says aloud that this process is not root's; `None` then.
 pub(crate) fn root() -> Option<()> {
-    let user = std::fs::metadata("/proc/self").map(|own| own.uid());
-    if matches!(user, Ok(0)) {
+    if is_root() {
         return Some(());
     }
     needs("root (PostgreSQL runs in namespaces of its own)");

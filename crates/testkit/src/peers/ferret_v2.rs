@@ -18,7 +18,7 @@ use super::home::Home;
 use super::ports;
 use super::process::{Process, program};
 use super::wire;
-use crate::tools::{part_of, root, tool};
+use crate::tools::{folder, is_root, is_there, part_of, root, tool};
 
 /// Whom the server lets in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +66,17 @@ impl FerretV2 {
     pub fn start(access: Access) -> Option<Self> {
         let (server, root) = brought()?;
         Some(Self::start_programs(server, root, access))
+    }
+
+    /// What the machine lacks to start one; nothing is said.
+    pub fn lacks() -> Option<&'static str> {
+        if !is_there("ferretdb") {
+            return Some("ferretdb (cargo xtask peers ferretdb)");
+        }
+        if !folder().join(SYSTEM).exists() {
+            return Some("documentdb (cargo xtask peers documentdb)");
+        }
+        (!is_root()).then_some("root (PostgreSQL runs in namespaces of its own)")
     }
 
     /// One that is open to everybody, for all tests of this program.
@@ -174,9 +185,12 @@ impl FerretV2 {
 fn brought() -> Option<(PathBuf, PathBuf)> {
     root()?;
     let server = tool("ferretdb");
-    let root = part_of("documentdb", "documentdb/root");
+    let root = part_of("documentdb", SYSTEM);
     Some((server?, root?))
 }
+
+/// The unpacked system with PostgreSQL, below the directory of the peers.
+const SYSTEM: &str = "documentdb/root";
 
 /// The user and group `postgres` in the unpacked system.
 const POSTGRES: u32 = 70;
