@@ -15,7 +15,7 @@ Usage: publish_attestation_with_provenance.sh --event ID [--envelope FILE] [--pu
 The names in brackets are environment variables that do the same. Feedser is reached with STELLA_REST, STELLA_CA,
 STELLA_CERT, STELLA_KEY and STELLA_TENANT, as `stella up` writes them. Needs rekor-cli, jq, curl and openssl.
 
-Exit codes: 0 attached and written, 2 wrong usage, 3 verification failed, 4 no such event, 1 anything else.
+Exit codes: 0 attached and written, 2 wrong usage, 3 verification failed, 4 no such event or file, 1 anything else.
 TEXT
 }
 
@@ -83,7 +83,7 @@ jq -S --arg digest "$envelope_digest" --arg key "cosign:SHA256-PKIX:${spki_diges
     envelopeDigest: $digest,
     key: {keyId: $key},
     payloadType: $envelope[0].payloadType,
-    rekor: {integratedTime: .IntegratedTime, logIndex: .LogIndex, uuid: .UUID}
+    rekor: {integratedTime: .IntegratedTime, logId: .LogID, logIndex: .LogIndex, uuid: .UUID}
   },
   trust: {verified: true}
 }' "$work/entry.json" >"$work/claim.json" || fail 1 "the entry or the envelope is not JSON"
@@ -91,7 +91,7 @@ jq -S --arg digest "$envelope_digest" --arg key "cosign:SHA256-PKIX:${spki_diges
 # Posts a file; what comes back goes to standard output. A refusal ends the script with its reason.
 post() { # path, file
   local status
-  status=$(curl --silent --show-error --cacert "$STELLA_CA" --cert "$STELLA_CERT" --key "$STELLA_KEY" \
+  status=$(curl --silent --show-error --connect-timeout 10 --max-time 120 --cacert "$STELLA_CA" --cert "$STELLA_CERT" --key "$STELLA_KEY" \
     --header "X-Stella-Tenant: $STELLA_TENANT" --header 'Content-Type: application/json' \
     --data-binary "@$2" --output "$work/answer.json" --write-out '%{http_code}' "$STELLA_REST$1" 2>"$work/curl.err") ||
     fail 1 "Feedser does not answer: $(tail -n 1 "$work/curl.err")"

@@ -60,6 +60,15 @@ pub struct LogConfig {
     pub origin: Option<String>,
     /// Folder in which the last checkpoint seen is kept; several logs may share it, processes may not.
     pub state_dir: ConfigPath,
+    /// How long one entry may take to be read, with all attempts.
+    #[serde(default = "LogConfig::default_timeout_ms")]
+    pub timeout_ms: NonZeroU64,
+}
+
+impl LogConfig {
+    const fn default_timeout_ms() -> NonZeroU64 {
+        NonZeroU64::new(20_000).expect("not zero")
+    }
 }
 
 /// `[store]`: one of the two stores.

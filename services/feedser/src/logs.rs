@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use stella_attest::digest::Digest;
@@ -76,8 +77,8 @@ impl Logs {
     /// `attestation` with the entry that `place` names: a bundle with envelope, entry, and what the evidence had besides.
     ///
     /// # Errors
-    /// [`Error::Log`] of the last log asked, if none has such an entry; [`Error::EntryForeign`] if the entry there is of
-    /// something else.
+    /// [`Error::Log`] if a log could not be read, or none has such an entry; [`Error::EntryForeign`] if the entry there is
+    /// of something else.
     pub(crate) async fn complete(
         &self,
         attestation: &Attestation,
@@ -85,7 +86,8 @@ impl Logs {
         max: usize,
     ) -> Result<Attestation, Error> {
         let _place = self.places.acquire().await.map_err(|_| Error::Cancelled)?;
-        let mut refused = Error::Log(LogError::EntryNotFound);
+        // A log that could not be asked may have the entry, whatever the others say.
+        let (mut foreign, mut unread) = (None, None);
         for reader in &self.readers {
             let is_named = |named: &String| *named == hex::encode(reader.log_id());
             if !place.log_id.as_ref().is_none_or(is_named) {
@@ -93,21 +95,20 @@ impl Logs {
             }
             let entry = match read(reader.as_ref(), place).await {
                 Ok(entry) => entry,
-                // Another log may have it.
+                Err(LogError::EntryNotFound | LogError::NotSearchable(_)) => continue,
                 Err(error) => {
-                    if !matches!(error, LogError::EntryNotFound | LogError::NotSearchable(_)) {
-                        refused = Error::Log(error);
-                    }
+                    unread = Some(Error::Log(error));
                     continue;
                 }
             };
             let evidence = attestation.evidence.clone();
             match blocking(move || completed(&evidence, &entry)).await? {
                 Ok(bundle) => return blocking(move || read_evidence(bundle.into(), max)).await?,
-                Err(error) => refused = error,
+                Err(error) => foreign = Some(error),
             }
         }
-        Err(refused)
+        let refused = unread.or(foreign);
+        Err(refused.unwrap_or(Error::Log(LogError::EntryNotFound)))
     }
 }
 
@@ -120,6 +121,7 @@ fn open(config: &LogConfig) -> anyhow::Result<Arc<dyn LogReader>> {
     };
     let mut rekor = RekorConfig::named(&config.url, &text, config.origin.as_deref(), generation)?;
     rekor.state_dir = Some(config.state_dir.to_path_buf());
+    rekor.budget = Duration::from_millis(config.timeout_ms.get());
     Ok(match config.kind {
         LogKind::RekorV1 => Arc::new(RekorV1::open(rekor)?),
         LogKind::Tiles => Arc::new(TileReader::open(rekor)?),

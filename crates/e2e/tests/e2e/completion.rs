@@ -329,6 +329,52 @@ fn completed_by_rest(stack: &Stack, blob: &str) {
     assert_eq!(again.json()["outcome"], "ALREADY_ATTACHED");
 }
 
+/// A log that is away may have the entry, whatever stands at its index in another log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_log_that_is_away_is_said_to_be_and_asked_again_with_the_next_call() {
+    let Some(mut rekor) = RekorV1::start() else { return };
+    let home = tempfile::tempdir().expect("a directory");
+    let key = home.path().join("rekor.pem");
+    std::fs::write(&key, &rekor.public_key_pem).expect("writes");
+    let stack = Stack::start_with(|dir| {
+        let feedser = dir.join("feedser/feedser.toml");
+        let config = std::fs::read_to_string(&feedser).expect("a configuration");
+        let first = format!(
+            "[[log]]\nkind = \"rekor-v1\"\nurl = \"{}\"\npublic_key = \"{}\"\nstate_dir = \"logs\"\ntimeout_ms = 2000\n\n",
+            rekor.url,
+            text(&key)
+        );
+        let (head, own) = config.split_once("[[log]]").expect("our own log is configured");
+        std::fs::write(&feedser, format!("{head}{first}[[log]]{own}")).expect("writes");
+    });
+    let subject = Digest::of(b"what CI logged");
+    // Something stands at index 0 of our own log.
+    let blob = stack.write("blob", "something else");
+    stack.attest("vex", &blob, &json!({"statements": []}), "else");
+    let envelope = unlogged(&stack, &subject).await;
+    assert_eq!(
+        stack.rest("POST", "/attestations", Body::Whole(&envelope)).status,
+        201
+    );
+    append(&stack, "evt_away", &subject);
+    rekor.kill9();
+    let claim = || {
+        let dsse = json!({"envelopeDigest": Digest::of(&envelope).to_string(), "rekor": {"logIndex": 0}});
+        let body = json!({"dsse": dsse, "trust": {"verified": true}}).to_string();
+        stack.rest(
+            "POST",
+            "/events/statements/evt_away/provenance",
+            Body::Whole(body.as_bytes()),
+        )
+    };
+    let away = (503, "LOG_UNAVAILABLE".to_owned(), "dsse.rekor".to_owned());
+    assert_eq!(claim().problem(), away);
+    // It is back, and has no entry yet: what stands at the index elsewhere is of something else.
+    rekor.restart();
+    let (_, reason, _) = claim().problem();
+    assert_eq!(reason, "ENTRY_DIGEST_MISMATCH");
+}
+
 #[test]
 fn an_envelope_is_completed_from_the_tiles_of_our_own_log() {
     completed_by_rest(&Stack::start(), "what lies in our own log");
