@@ -18,7 +18,7 @@ use crate::output::{Output, print, say, table};
 use crate::parts;
 
 /// Shows the whole path on real input, in an empty directory
-#[derive(Args, Debug)]
+#[derive(Args)]
 pub struct Arguments {
     /// Directory of the demo; one of an earlier demo is replaced
     #[arg(long, value_name = "DIR", default_value = "./.stella")]

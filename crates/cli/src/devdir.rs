@@ -235,7 +235,8 @@ impl DevDir {
                 let parts = serde_json::from_slice(&bytes);
                 Some(parts.with_context(|| format!("`{}`", file.display()))?)
             }
-            Err(_) => Some(Parts::default()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Some(Parts::default()),
+            Err(error) => return Err(Failure::new(format!("cannot read `{}`: {error}", file.display()))),
         };
         let parts = flags.settle(kept).await?;
         let bytes = serde_json::to_vec_pretty(&parts).map_err(anyhow::Error::from)?;

@@ -24,7 +24,7 @@ const ASK_WITHIN: Duration = Duration::from_secs(10);
 const MAX_PEM: usize = 256 * 1024;
 
 /// Real servers to run on
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Default)]
 pub struct Flags {
     /// Keeps events and attestations in the MongoDB database that URI names
     #[arg(long, value_name = "URI", env = "STELLA_MONGODB_URI", hide_env_values = true)]
@@ -139,6 +139,26 @@ impl Flags {
         let rekor = kept.rekor.as_ref().map(|rekor| &rekor.url);
         if self.rekor.is_some() && self.rekor.as_ref() != rekor {
             return differs("--rekor");
+        }
+        let kept_rekor = kept.rekor.as_ref();
+        if self.rekor.is_some() && kept_rekor.is_some_and(|rekor| rekor.version != self.rekor_version) {
+            return differs("--rekor-version");
+        }
+        if self.rekor_tiles.is_some() && kept_rekor.is_none_or(|rekor| rekor.tiles != self.rekor_tiles) {
+            return differs("--rekor-tiles");
+        }
+        if let Some(file) = &self.rekor_key
+            && kept_rekor.is_none_or(|rekor| !read("--rekor-key", file).is_ok_and(|key| key == rekor.key))
+        {
+            return differs("--rekor-key");
+        }
+        if let Some(file) = &self.tsa_chain
+            && kept
+                .tsa
+                .as_ref()
+                .is_none_or(|tsa| !read("--tsa-chain", file).is_ok_and(|chain| chain == tsa.chain))
+        {
+            return differs("--tsa-chain");
         }
         let tsa = kept.tsa.as_ref().map(|tsa| &tsa.url);
         if self.tsa.is_some() && self.tsa.as_ref() != tsa {

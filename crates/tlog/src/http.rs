@@ -102,7 +102,12 @@ enum Attempt {
 impl Http {
     pub(crate) fn new(base: &str, attempt_timeout: Duration) -> Result<Self, BadServer> {
         let url = Url::parse(base).map_err(|_| BadServer::Url)?;
-        if !matches!(url.scheme(), "http" | "https") || !url.has_host() || url.query().is_some() {
+        if !matches!(url.scheme(), "http" | "https")
+            || !url.has_host()
+            || url.query().is_some()
+            || !url.username().is_empty()
+            || url.password().is_some()
+        {
             return Err(BadServer::Url);
         }
         let client = Client::builder()
@@ -137,7 +142,11 @@ impl Http {
                 },
             };
             drop(place);
-            let wait = failure.retry_after.unwrap_or_else(|| jittered(pause));
+            // Never at once, and never all together, whatever the server wishes.
+            let wait = failure
+                .retry_after
+                .unwrap_or_default()
+                .saturating_add(jittered(pause));
             // A server may want any pause, so nothing is added to the time.
             if wait >= deadline.saturating_duration_since(Instant::now()) {
                 return Err(HttpError::Unavailable(failure.seen));

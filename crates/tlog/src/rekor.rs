@@ -74,8 +74,9 @@ impl RekorConfig {
     ) -> Result<Self, OpenError> {
         let host = Url::parse(url)
             .ok()
+            .filter(|url| url.username().is_empty() && url.password().is_none())
             .and_then(|url| url.host_str().map(str::to_owned))
-            .ok_or_else(|| OpenError::Url(url.to_owned()))?;
+            .ok_or_else(|| OpenError::Url)?;
         let refused = |detail: String| OpenError::Key(detail);
         let key = VerifyingKey::from_spki_pem(key).map_err(|error| refused(error.to_string()))?;
         let key = match (origin, generation) {
@@ -108,8 +109,8 @@ impl RekorConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Not an `http` or `https` URL.
-    #[error("`{0}` is not an http or https URL")]
-    Url(String),
+    #[error("the URL is not an http or https URL without query, user and password")]
+    Url,
     /// Not a key that a log has.
     #[error("not the key of a log: {0}")]
     Key(String),
@@ -160,7 +161,7 @@ pub trait LogReader: Send + Sync {
 
 fn open_http(url: &str, attempt_timeout: Duration) -> Result<Http, OpenError> {
     Http::new(url, attempt_timeout).map_err(|error| match error {
-        BadServer::Url => OpenError::Url(url.to_owned()),
+        BadServer::Url => OpenError::Url,
         BadServer::Client(error) => OpenError::Client(error),
     })
 }

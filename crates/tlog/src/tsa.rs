@@ -103,7 +103,7 @@ impl TimestampAuthority {
     /// [`OpenError`]: the URL or the HTTP client.
     pub fn open(config: TsaConfig) -> Result<Self, OpenError> {
         let http = Http::new(&config.url, config.attempt_timeout).map_err(|error| match error {
-            BadServer::Url => OpenError::Url(config.url),
+            BadServer::Url => OpenError::Url,
             BadServer::Client(error) => OpenError::Client(error),
         })?;
         Ok(Self {

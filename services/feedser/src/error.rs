@@ -271,13 +271,23 @@ impl Error {
             Self::ClaimNotVerified => at(Code::InvalidArgument, "CLAIM_NOT_VERIFIED", "trust.verified"),
             Self::Log(error) => {
                 let code = match error {
-                    LogError::Unavailable(_) | LogError::Storage(_) | LogError::Closed | LogError::Busy => {
-                        Code::Unavailable
-                    }
-                    LogError::AnswerInvalid { .. } | LogError::Forked(_) | LogError::RolledBack(_) => {
-                        Code::DataLoss
-                    }
-                    _ => Code::FailedPrecondition,
+                    LogError::Unavailable(_)
+                    | LogError::Storage(_)
+                    | LogError::Closed
+                    | LogError::Busy
+                    | LogError::WitnessUnavailable(_) => Code::Unavailable,
+                    LogError::AnswerInvalid { .. }
+                    | LogError::Forked(_)
+                    | LogError::RolledBack(_)
+                    | LogError::CheckpointStale(_)
+                    | LogError::Fork(_)
+                    | LogError::ConsistencyInvalid(_) => Code::DataLoss,
+                    LogError::KeyNotLoggable
+                    | LogError::SignatureInvalid
+                    | LogError::EntryTooLarge(_)
+                    | LogError::Refused { .. }
+                    | LogError::EntryNotFound
+                    | LogError::NotSearchable(_) => Code::FailedPrecondition,
                 };
                 at(code, error.reason(), "dsse.rekor")
             }

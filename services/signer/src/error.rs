@@ -101,6 +101,9 @@ pub enum Error {
     /// The log did not take it.
     #[error("{0}")]
     Log(#[from] LogError),
+    /// A recorded signature is not logged, and its key has been retired since.
+    #[error("key `{0}` was retired before its signature was logged: sign again with another idempotency key")]
+    Retired(KeyId),
     /// The timestamp authority did not date it.
     #[error("{0}")]
     Tsa(#[from] TsaClientError),
@@ -199,6 +202,7 @@ impl Error {
                 };
                 refuse(code, error.reason(), text)
             }
+            Self::Retired(_) => refuse(Code::FailedPrecondition, "KEY_RETIRED", text),
             Self::Tsa(error) => {
                 let code = match error {
                     TsaClientError::Unavailable(_) => Code::Unavailable,

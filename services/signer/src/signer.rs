@@ -202,6 +202,20 @@ impl Signer {
         }
     }
 
+    /// Keeps the key from being retired meanwhile, if it still signs. What it signed and is logged later than its
+    /// retirement verifies nowhere.
+    async fn hold(&self, key: &VerifyingKey) -> Result<OwnedRwLockReadGuard<()>, Error> {
+        let current = || {
+            let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+            active.values().find(|active| active.key == *key).cloned()
+        };
+        let retired = || Error::Retired(key.key_id().clone());
+        let active = current().ok_or_else(retired)?;
+        let guard = Arc::clone(&active.gate).read_owned().await;
+        current().ok_or_else(retired)?;
+        Ok(guard)
+    }
+
     fn allow(&self, asker: &Asker, order: &SignOrder) -> Result<(), Error> {
         let (caller, tenant) = (&asker.caller, &asker.tenant);
         let decided = self

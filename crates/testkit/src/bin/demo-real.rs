@@ -1,5 +1,7 @@
 //! Runs `stella demo` on the real parts: DocumentDB with FerretDB v2 and a Rekor v1, then with a Rekor v2 and a timestamp
 //! authority. The only argument is the program `stella`.
+//!
+//! Exit codes: 0 both held, 3 a peer is lacking, 2 wrong usage, 1 one of them did not hold.
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -15,7 +17,7 @@ fn main() -> ExitCode {
         Some(true) => ExitCode::SUCCESS,
         Some(false) => ExitCode::FAILURE,
         // What is lacking has been said.
-        None => ExitCode::FAILURE,
+        None => ExitCode::from(3),
     }
 }
 

@@ -21,6 +21,8 @@ use crate::{LogError, Witness, WitnessError};
 
 /// How often a witness may name another size than the one we prove from, before we stop believing it.
 const ATTEMPTS: usize = 3;
+/// How long it may take to see whether a log is there at all.
+const LOOK: Duration = Duration::from_secs(1);
 /// Most entries of one round.
 const ROUND: usize = 1024;
 
@@ -135,6 +137,7 @@ impl Cosigner {
     /// `signed` with a line by every witness; a newer checkpoint if one of them has seen a newer one already, as happens
     /// where others write to the log and have it witnessed, too.
     async fn cosign_or_newer(&mut self, mut signed: Signed, deadline: Instant) -> Result<Signed, LogError> {
+        let mut refused = LogError::CheckpointStale(WitnessError::Stale);
         for _ in 0..ATTEMPTS {
             let ahead = match self.cosign(&signed, deadline).await {
                 Ok(cosigned) => return Ok(cosigned),
@@ -145,7 +148,13 @@ impl Cosigner {
             let until = deadline.min(Instant::now() + self.timeout);
             signed = match self.reader.covering(ahead - 1, until).await {
                 Ok(newer) => newer,
-                Err(LogError::Unavailable(_)) => break,
+                Err(error @ LogError::Unavailable(_)) => {
+                    // A log that answers, and has no such checkpoint, was rolled back; one that does not answer is away.
+                    if self.reader.look(until.max(Instant::now() + LOOK)).await.is_err() {
+                        refused = error;
+                    }
+                    break;
+                }
                 Err(error) => return Err(error),
             };
         }
@@ -153,7 +162,7 @@ impl Cosigner {
         for known in &mut self.witnesses {
             known.size = 0;
         }
-        Err(LogError::CheckpointStale(WitnessError::Stale))
+        Err(refused)
     }
 
     async fn cosign(&mut self, signed: &Signed, deadline: Instant) -> Result<Signed, Failure> {

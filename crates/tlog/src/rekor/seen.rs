@@ -341,7 +341,7 @@ impl Seen {
 
     /// Raises the alarm, which holds even if it cannot be written.
     async fn raise(&self, alarm: LogError, signed: &Signed, gate: OwnedMutexGuard<()>) -> LogError {
-        tracing::error!(log = self.log.name(), reason = alarm.reason(), %alarm, "ALARM: this log is not trusted any more");
+        tracing::error!(log = self.log.name(), file = ?self.file, reason = alarm.reason(), %alarm, "ALARM: this log is not trusted any more");
         let mut next = self.view().clone();
         next.alarm = Some(alarm.clone());
         next.evidence = signed.note.clone();

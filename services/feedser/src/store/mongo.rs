@@ -154,6 +154,8 @@ fn read_uri(file: &Path) -> Result<String, OpenError> {
 /// Takes up another URI whenever the file has one.
 async fn watch(file: PathBuf, uri: String, options: Options, connection: Arc<ArcSwap<Connection>>) {
     let mut seen = Some(uri);
+    // The URI that was refused last, which is tried again and said once.
+    let mut refused = None;
     loop {
         tokio::time::sleep(INTERVAL).await;
         let path = file.clone();
@@ -164,7 +166,13 @@ async fn watch(file: PathBuf, uri: String, options: Options, connection: Arc<Arc
             Ok(uri) if seen.as_ref() == Some(&uri) => continue,
             Ok(uri) => {
                 let opened = Connection::new(&uri, options).await;
-                seen = Some(uri);
+                if opened.is_err() && refused.as_ref() == Some(&uri) {
+                    continue;
+                }
+                match opened {
+                    Ok(_) => (seen, refused) = (Some(uri), None),
+                    Err(_) => refused = Some(uri),
+                }
                 opened
             }
             // Said once, until the file can be read again.

@@ -44,11 +44,28 @@ macro_rules! broken {
     }};
 }
 
+/// Chances that a race has to go wrong: it does so nearly every time, not each time.
+const CHANCES: usize = 20;
+
+/// What a race panicked with the first time that it went wrong; empty if it never did.
+macro_rules! broken_once {
+    ($promise:ident, $server:expr) => {{
+        let mut said = String::new();
+        for _ in 0..CHANCES {
+            said = broken!($promise, $server);
+            if !said.is_empty() {
+                break;
+            }
+        }
+        said
+    }};
+}
+
 #[test]
 fn a_server_without_atomic_updates_fails_the_race_for_a_proof() {
     let Some(server) = FerretV1::start() else { return };
     assert_eq!(broken!(an_event_is_inserted_once, server), "");
-    let said = broken!(one_of_sixteen_racing_writers_wins, server);
+    let said = broken_once!(one_of_sixteen_racing_writers_wins, server);
     assert!(said.starts_with("assertion `left == right` failed"), "{said}");
 }
 
@@ -56,6 +73,6 @@ fn a_server_without_atomic_updates_fails_the_race_for_a_proof() {
 fn a_server_without_atomic_updates_fails_the_race_for_evidence() {
     let Some(server) = FerretV1::start() else { return };
     assert_eq!(broken!(evidence_in_use_stays, server), "");
-    let said = broken!(one_of_many_pieces_of_evidence_is_kept_for_a_proof, server);
+    let said = broken_once!(one_of_many_pieces_of_evidence_is_kept_for_a_proof, server);
     assert!(said.starts_with("assertion `left == right` failed"), "{said}");
 }

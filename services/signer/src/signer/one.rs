@@ -90,7 +90,10 @@ impl Signer {
                 let entries = self.parts.logs.enter(submission(&recorded)).await?;
                 Ok(answer(recorded, entries, timestamp))
             }
-            Done::Unlogged { .. } | Done::Rotated { .. } => self.log(recorded, ticket).await,
+            Done::Unlogged { .. } | Done::Rotated { .. } => {
+                let _gate = self.hold(&recorded.key).await?;
+                self.log(recorded, ticket).await
+            }
         }
     }
 

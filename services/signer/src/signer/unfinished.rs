@@ -6,7 +6,6 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, stream};
 use stella_attest::digest::Digest;
 use stella_tlog::LogError;
-use stella_tlog::tsa::TsaClientError;
 
 use super::{Recorded, Signer, signature};
 use crate::audit::record::CallId;
@@ -72,7 +71,12 @@ impl Signer {
             .iter()
             .find(|known| known.key.key_id().as_str() == left.key)?;
         let canonical = match self.kept(left.call).await {
-            Ok(canonical) => canonical,
+            Ok(Some(canonical)) => canonical,
+            Ok(None) if self.parts.logs.take_envelopes() => {
+                tracing::warn!(call = %left.call, "the envelope of a signature of an earlier run is not kept, so it is not logged");
+                return None;
+            }
+            Ok(None) => Vec::new(),
             Err(error) => {
                 tracing::warn!(%error, "an envelope of an earlier run cannot be read");
                 return Some(left);
@@ -86,26 +90,41 @@ impl Signer {
             call: left.call,
             outcome: left.outcome,
         };
+        let _gate = match self.hold(&known.key).await {
+            Ok(gate) => gate,
+            Err(error) => {
+                tracing::warn!(%error, "a signature of an earlier run is not logged");
+                return None;
+            }
+        };
         match self.log(signed, ticket).await {
             Ok(_) => None,
-            Err(Error::Log(
-                LogError::WitnessUnavailable(_)
-                | LogError::Busy
-                | LogError::Unavailable(_)
-                | LogError::Storage(_),
-            )) => Some(left),
-            Err(Error::Tsa(TsaClientError::Unavailable(_))) => Some(left),
-            Err(Error::Audit(AuditError::Unavailable(_))) => Some(left),
-            Err(error) => {
+            // What will not change by asking again.
+            Err(
+                error @ (Error::NoLog
+                | Error::Log(
+                    LogError::KeyNotLoggable
+                    | LogError::SignatureInvalid
+                    | LogError::EntryTooLarge(_)
+                    | LogError::Refused { .. }
+                    | LogError::Closed,
+                )
+                | Error::Audit(AuditError::Corrupt { .. })),
+            ) => {
                 tracing::warn!(%error, "a signature of an earlier run is not logged before the next start");
                 None
             }
+            Err(error) => {
+                tracing::warn!(%error, "a signature of an earlier run is not logged yet");
+                Some(left)
+            }
         }
     }
-    /// The envelope of a call of an earlier run; empty if it was not kept, which only logs that take envelopes mind.
-    async fn kept(&self, call: CallId) -> Result<Vec<u8>, Error> {
+
+    /// The envelope of a call of an earlier run, if it was kept.
+    async fn kept(&self, call: CallId) -> Result<Option<Vec<u8>>, Error> {
         let Some(spool) = self.parts.spool.clone() else {
-            return Ok(Vec::new());
+            return Ok(None);
         };
         let read = tokio::task::spawn_blocking(move || spool.read(call)).await;
         let kept = read.map_err(|_| Error::CutOff)?;

@@ -91,7 +91,13 @@ pub(super) async fn write(
         let size = batch.len();
         let command = command(connection, verb, collection, batch);
         let answer = connection.run(command).await?;
+        let before = (written.done, written.failed.len());
         read(&answer, first, size, &mut written)?;
+        let told = written.done - before.0 + written.failed.len() - before.1;
+        if verb == Verb::Insert && told != size {
+            // What is not told of may be there or not.
+            return Err(StoreError::failed(BadAnswer("n")));
+        }
         first += size;
     }
     Ok(written)
