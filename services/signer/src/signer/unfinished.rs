@@ -128,8 +128,6 @@ impl Signer {
         };
         let read = tokio::task::spawn_blocking(move || spool.read(call)).await;
         let kept = read.map_err(|_| Error::CutOff)?;
-        Ok(kept
-            .map_err(|error| Error::Spool(Arc::new(error)))?
-            .unwrap_or_default())
+        kept.map_err(|error| Error::Spool(Arc::new(error)))
     }
 }
