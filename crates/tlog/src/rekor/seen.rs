@@ -105,6 +105,8 @@ struct View {
     trees: Vec<Signed>,
     roots: BTreeMap<(String, u64), Hash>,
     alarm: Option<LogError>,
+    /// Whether the alarm stands in the file, so that an operator can clear it by removing that.
+    is_kept: bool,
     /// What raised it.
     evidence: String,
 }
@@ -196,7 +198,7 @@ impl Seen {
     pub(super) fn mark(&self) -> Result<Mark, LogError> {
         let mut view = self.view();
         if let Some(alarm) = &view.alarm {
-            let is_cleared = self.file.as_ref().is_some_and(|file| !file.exists());
+            let is_cleared = view.is_kept && self.file.as_ref().is_some_and(|file| !file.exists());
             if !is_cleared {
                 return Err(alarm.clone());
             }
@@ -346,6 +348,7 @@ impl Seen {
         next.alarm = Some(alarm.clone());
         next.evidence = signed.note.clone();
         *self.view() = next.clone();
+        next.is_kept = true;
         if let Err(error) = self.store(next, gate).await {
             tracing::error!(log = self.log.name(), %error, "the alarm could not be written");
         }
@@ -421,6 +424,7 @@ fn read_state(bytes: &[u8], log: &TrustedLog) -> Result<View, String> {
         None if alarm.is_null() => None,
         _ => return Err("its alarm is of no known kind".into()),
     };
+    view.is_kept = view.alarm.is_some();
     view.evidence = alarm["checkpoint"].as_str().unwrap_or_default().to_owned();
     Ok(view)
 }
