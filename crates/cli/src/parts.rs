@@ -254,3 +254,85 @@ async fn fetch(url: &str) -> anyhow::Result<String> {
     }
     Ok(String::from_utf8(body)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flag_that_contradicts_the_directory_is_refused_by_its_name() {
+        let url = || "http://127.0.0.1:9".to_owned();
+        let kept = Parts {
+            rekor: Some(Rekor {
+                version: 2,
+                url: url(),
+                tiles: None,
+                key: "kept".to_owned(),
+            }),
+            ..Parts::default()
+        };
+        let same = || Flags {
+            rekor: Some(url()),
+            rekor_version: 2,
+            ..Flags::default()
+        };
+        assert!(same().agree(&kept).is_ok());
+        assert!(Flags::default().agree(&kept).is_ok(), "no flag is needed");
+        let absent = PathBuf::from("absent.pem");
+        for (flags, want) in [
+            (
+                Flags {
+                    mongodb_uri: Some("mongodb://h/d".to_owned()),
+                    ..same()
+                },
+                "--mongodb-uri: ",
+            ),
+            (
+                Flags {
+                    rekor: Some("http://127.0.0.1:8".to_owned()),
+                    ..same()
+                },
+                "--rekor: ",
+            ),
+            (
+                Flags {
+                    rekor_version: 1,
+                    ..same()
+                },
+                "--rekor-version: ",
+            ),
+            (
+                Flags {
+                    rekor_tiles: Some(url()),
+                    ..same()
+                },
+                "--rekor-tiles: ",
+            ),
+            (
+                Flags {
+                    rekor_key: Some(absent.clone()),
+                    ..same()
+                },
+                "--rekor-key: ",
+            ),
+            (
+                Flags {
+                    tsa: Some(url()),
+                    ..same()
+                },
+                "--tsa: ",
+            ),
+            (
+                Flags {
+                    tsa: Some(url()),
+                    tsa_chain: Some(absent),
+                    ..same()
+                },
+                "--tsa-chain: ",
+            ),
+        ] {
+            let refused = flags.agree(&kept).expect_err(want).text(false);
+            assert!(refused.contains(want), "{want}{refused}");
+        }
+    }
+}

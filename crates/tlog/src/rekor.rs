@@ -185,3 +185,44 @@ fn refused(answer: &Answer) -> LogError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use stella_attest::key::{Algorithm, SigningKey};
+
+    use super::*;
+
+    #[test]
+    fn a_log_is_named_by_a_url_without_a_password_and_by_a_key_that_it_can_have() {
+        let key = |algorithm| {
+            let key = SigningKey::generate(algorithm).expect("a key");
+            key.verifying_key().to_pem()
+        };
+        let (ed25519, ecdsa) = (key(Algorithm::Ed25519), key(Algorithm::EcdsaP256));
+        let named = |url: &str, key: &str, generation| {
+            RekorConfig::named(url, key, None, generation).map(|config| config.log.key.origin)
+        };
+        for (url, key, generation, want) in [
+            (
+                "https://log.example:8443/x",
+                &ed25519,
+                Generation::V2,
+                Some("log.example"),
+            ),
+            ("https://log.example", &ecdsa, Generation::V1, Some("")),
+            ("https://user:secret@log.example", &ed25519, Generation::V2, None),
+            ("https://user@log.example", &ed25519, Generation::V2, None),
+            ("log.example", &ed25519, Generation::V2, None),
+        ] {
+            match (named(url, key, generation), want) {
+                (Ok(origin), Some(want)) => assert_eq!(origin, want, "{url}"),
+                (Err(error @ OpenError::Url), None) => assert!(!error.to_string().contains("secret")),
+                (outcome, _) => panic!("{url}: {outcome:?}"),
+            }
+        }
+        let refused = named("https://log.example", &ed25519, Generation::V1);
+        assert!(matches!(refused, Err(OpenError::Key(_))), "{refused:?}");
+        let refused = named("https://log.example", "no key", Generation::V2);
+        assert!(matches!(refused, Err(OpenError::Key(_))), "{refused:?}");
+    }
+}

@@ -100,22 +100,28 @@ fn is_ours(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]
     fn what_is_kept_is_there_until_it_is_forgotten_or_belongs_to_nobody() {
-        let dir = tempfile::tempdir().expect("a directory");
+        let home = tempfile::tempdir().expect("a directory");
+        let dir = home.path().join("spool");
         let (one, two) = (CallId::new(1, 1), CallId::new(1, 2));
-        let spool = Spool::open(dir.path(), [].into_iter()).expect("made");
+        let spool = Spool::open(&dir, [].into_iter()).expect("made");
         spool
             .keep(&[(one, b"first".to_vec()), (two, b"second".to_vec())])
             .expect("kept");
-        fs::write(dir.path().join("notes.txt"), "an operator's").expect("written");
+        // Payloads of all tenants lie there.
+        let mode = |path: &Path| fs::metadata(path).expect("is there").permissions().mode() & 0o777;
+        assert_eq!((mode(&dir), mode(&spool.path(one))), (0o700, 0o600));
+        fs::write(dir.join("notes.txt"), "an operator's").expect("written");
 
-        let spool = Spool::open(dir.path(), [two].into_iter()).expect("opened");
+        let spool = Spool::open(&dir, [two].into_iter()).expect("opened");
         assert_eq!(spool.read(one).expect("reads"), None);
         assert_eq!(spool.read(two).expect("reads").as_deref(), Some(&b"second"[..]));
-        assert!(dir.path().join("notes.txt").exists(), "not ours");
+        assert!(dir.join("notes.txt").exists(), "not ours");
         spool.forget(&[two]);
         assert_eq!(spool.read(two).expect("reads"), None);
     }
