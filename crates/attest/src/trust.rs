@@ -67,6 +67,22 @@ pub struct ConfiguredKey {
     pub predicate_types: Vec<String>,
 }
 
+/// When a key was in use; without an end it still is. Both ends belong to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Validity {
+    /// The first second.
+    pub from: Option<Timestamp>,
+    /// The last second.
+    pub until: Option<Timestamp>,
+}
+
+impl Validity {
+    /// True if `time` lies within.
+    pub fn contains(&self, time: Timestamp) -> bool {
+        self.from.is_none_or(|from| from <= time) && self.until.is_none_or(|until| time <= until)
+    }
+}
+
 /// A log whose checkpoints count.
 #[derive(Clone, Debug)]
 pub struct TrustedLog {
@@ -74,8 +90,10 @@ pub struct TrustedLog {
     pub key: LogKey,
     /// Where Sigstore clients find it.
     pub base_url: String,
-    /// Set when two roots for one size were seen: its checkpoints count no more.
+    /// Set when the log was seen to be forked: its checkpoints count no more.
     pub distrusted: bool,
+    /// When its key was in use: a promise of another time does not count.
+    pub validity: Validity,
 }
 
 impl TrustedLog {
@@ -299,6 +317,12 @@ impl TrustRoots {
                 if log.distrusted {
                     value.insert("distrusted".into(), true.into());
                 }
+                let Validity { from, until } = log.validity;
+                for (member, time) in [("validFrom", from), ("validUntil", until)] {
+                    if let Some(time) = time {
+                        value.insert(member.into(), time.to_string().into());
+                    }
+                }
                 Value::Object(value)
             })
             .collect();
@@ -480,20 +504,14 @@ fn configured_key(entry: &Reader<'_>) -> Result<ConfiguredKey, TrustError> {
 
 fn timestamp_authority(entry: &Reader<'_>) -> Result<Authority, TrustError> {
     entry.only(&["name", "certificates", "validFrom", "validUntil"])?;
-    let time = |member: &str| match entry.value.get(member) {
-        None => Ok(None),
-        Some(value) => match value.as_str().and_then(|text| text.parse().ok()) {
-            Some(time) => Ok(Some(time)),
-            None => Err(entry.malformed(member)),
-        },
-    };
+    let validity = entry.validity()?;
     let authority = Authority {
         name: entry.text("name")?.to_owned(),
         certificates: entry.list("certificates", |item| {
             BASE64_STANDARD.decode(item.as_text()?).map_err(|_| item.here())
         })?,
-        valid_from: time("validFrom")?,
-        valid_until: time("validUntil")?,
+        valid_from: validity.from,
+        valid_until: validity.until,
     };
     if !authority.is_well_formed() {
         return Err(entry.malformed("certificates"));
@@ -503,7 +521,14 @@ fn timestamp_authority(entry: &Reader<'_>) -> Result<Authority, TrustError> {
 
 /// A log; without `origin` it is a Rekor v1 that is known by its key alone.
 fn trusted_log(entry: &Reader<'_>) -> Result<TrustedLog, TrustError> {
-    entry.only(&["origin", "baseUrl", "publicKey", "distrusted"])?;
+    entry.only(&[
+        "origin",
+        "baseUrl",
+        "publicKey",
+        "distrusted",
+        "validFrom",
+        "validUntil",
+    ])?;
     let key = entry.at("publicKey")?.as_key()?;
     let key = match entry.value.get("origin") {
         None => LogKey::any_origin(key),
@@ -522,6 +547,7 @@ fn trusted_log(entry: &Reader<'_>) -> Result<TrustedLog, TrustError> {
         key,
         base_url: entry.text("baseUrl")?.to_owned(),
         distrusted,
+        validity: entry.validity()?,
     })
 }
 
@@ -542,6 +568,20 @@ impl<'a> Reader<'a> {
         TrustError::Malformed {
             path: self.path.clone(),
         }
+    }
+
+    fn validity(&self) -> Result<Validity, TrustError> {
+        let time = |member: &str| match self.value.get(member) {
+            None => Ok(None),
+            Some(value) => match value.as_str().and_then(|text| text.parse().ok()) {
+                Some(time) => Ok(Some(time)),
+                None => Err(self.malformed(member)),
+            },
+        };
+        Ok(Validity {
+            from: time("validFrom")?,
+            until: time("validUntil")?,
+        })
     }
 
     fn only(&self, known: &[&str]) -> Result<(), TrustError> {

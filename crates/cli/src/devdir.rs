@@ -15,7 +15,7 @@ use stella_attest::checkpoint::LogKey;
 use stella_attest::history::{HistoryKey, KeyHistory, KeyState};
 use stella_attest::key::{Algorithm, SigningKey};
 use stella_attest::note::NoteKey;
-use stella_attest::trust::{ConfiguredKey, Purpose, TrustRoots, TrustedLog};
+use stella_attest::trust::{ConfiguredKey, Purpose, TrustRoots, TrustedLog, Validity};
 use stella_serve::access::{Grant, MethodTable, Methods, SpiffeId, Tenant, Tenants};
 use stella_serve::fs::{Access, write_atomic};
 use stella_serve::pki::{DevCa, Order};
@@ -386,6 +386,7 @@ impl DevDir {
                     key: LogKey::new(ORIGIN, log.verifying_key().clone())?,
                     base_url: log_url(ports).unwrap_or_else(|| format!("https://{ORIGIN}")),
                     distrusted: false,
+                    validity: Validity::default(),
                 }
             }
         };
@@ -510,7 +511,10 @@ fn method_table() -> anyhow::Result<MethodTable> {
     grant("operator", &["*"], vec![Tenants::One(tenant)])?;
     grant(
         "signer",
-        &["stella.verifier.v1.VerifierService/CosignCheckpoint"],
+        &[
+            "stella.verifier.v1.VerifierService/CosignCheckpoint",
+            "stella.verifier.v1.VerifierService/ReportFork",
+        ],
         Vec::new(),
     )?;
     grant(
@@ -521,6 +525,7 @@ fn method_table() -> anyhow::Result<MethodTable> {
     grant(
         "feedser",
         &[
+            "stella.verifier.v1.VerifierService/ReportFork",
             "stella.verifier.v1.VerifierService/Verify",
             "stella.verifier.v1.VerifierService/VerifyBatch",
             "stella.signer.v1.SignerService/SignManifest",

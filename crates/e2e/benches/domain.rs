@@ -15,7 +15,7 @@ use stella_attest::key::{Algorithm, SigningKey, VerifyingKey};
 use stella_attest::merkle;
 use stella_attest::note::{Note, NoteSigner};
 use stella_attest::statement::{self, PAYLOAD_TYPE};
-use stella_attest::trust::{ConfiguredKey, Purpose, TrustRoots, TrustedLog};
+use stella_attest::trust::{ConfiguredKey, Purpose, TrustRoots, TrustedLog, Validity};
 use stella_attest::verify::{Request, verify};
 
 use super::row::{Goal, Row, times};
@@ -113,6 +113,7 @@ impl Sample {
             key: log,
             base_url: format!("https://{ORIGIN}"),
             distrusted: false,
+            validity: Validity::default(),
         };
         let roots = TrustRoots::new(vec![configured], None, vec![trusted], Vec::new(), Vec::new());
         let outcome = verify(&bundle, &Request::default(), &roots);

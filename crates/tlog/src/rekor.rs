@@ -23,10 +23,10 @@ use stella_attest::checkpoint::LogKey;
 use stella_attest::digest::Digest;
 use stella_attest::evidence::LogEntry;
 use stella_attest::key::VerifyingKey;
-use stella_attest::trust::TrustedLog;
+use stella_attest::trust::{TrustedLog, Validity};
 
-use crate::LogError;
 use crate::http::{Answer, BadServer, Http, HttpError};
+use crate::{Forks, LogError};
 
 /// A log elsewhere, and how long it may take.
 ///
@@ -88,6 +88,7 @@ impl RekorConfig {
             key: key.map_err(|error| refused(error.to_string()))?,
             base_url: url.to_owned(),
             distrusted: false,
+            validity: Validity::default(),
         };
         Ok(Self::new(url, log))
     }
@@ -138,6 +139,11 @@ pub enum OpenError {
 pub trait LogReader: Send + Sync {
     /// The log's id in Sigstore bundles.
     fn log_id(&self) -> [u8; 32];
+
+    /// The fork that was seen of the log, if it is held against its earlier self here.
+    fn forks(&self) -> Option<Forks> {
+        None
+    }
 
     /// The entry at `index`, as `LogEntry::log_index` counts.
     ///

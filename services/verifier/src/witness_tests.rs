@@ -4,7 +4,7 @@ use stella_attest::checkpoint::LogKey;
 use stella_attest::key::Algorithm;
 use stella_attest::merkle::MemoryTree;
 use stella_attest::note::NoteSigner;
-use stella_attest::trust::TrustedLog;
+use stella_attest::trust::{TrustedLog, Validity};
 
 use super::*;
 
@@ -66,6 +66,7 @@ impl Log {
             key,
             base_url: "https://127.0.0.1".into(),
             distrusted: false,
+            validity: Validity::default(),
         };
         TrustRoots::new(Vec::new(), None, vec![log], Vec::new(), Vec::new())
     }

@@ -5,7 +5,7 @@
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde_json::{Value, json};
 
-use super::{TrustError, TrustRoots, TrustedLog};
+use super::{TrustError, TrustRoots, TrustedLog, Validity};
 use crate::checkpoint::LogKey;
 use crate::json;
 use crate::key::{Algorithm, VerifyingKey};
@@ -26,7 +26,7 @@ const MAX_ENTRIES: usize = 1_000;
 /// What a `trusted_root.json` gives.
 #[derive(Clone, Debug, Default)]
 pub struct SigstoreRoots {
-    /// The transparency logs whose key is of a kind that is known here.
+    /// The transparency logs.
     pub logs: Vec<TrustedLog>,
     /// The timestamp authorities.
     pub timestamp_authorities: Vec<Authority>,
@@ -41,7 +41,7 @@ impl SigstoreRoots {
     /// Reads a `trusted_root.json`; certificate authorities and certificate logs are left aside.
     ///
     /// # Errors
-    /// [`TrustError`] names the member at fault.
+    /// [`TrustError`] names the member at fault; a log with a key of a kind that is not known here is one.
     pub fn parse(bytes: &[u8]) -> Result<Self, TrustError> {
         let document = json::parse(bytes, &json::Limits::default())?;
         if !MEDIA_TYPES.contains(&document["mediaType"].as_str().unwrap_or_default()) {
@@ -103,7 +103,33 @@ fn trusted_log(log: &Value, path: &str) -> Result<TrustedLog, TrustError> {
         key: log_key,
         base_url,
         distrusted: false,
+        validity: validity(&log["publicKey"]["validFor"], &path_of("publicKey/validFor"))?,
     })
+}
+
+/// What `validFor` says.
+fn validity(valid_for: &Value, path: &str) -> Result<Validity, TrustError> {
+    let time = |member: &str| match &valid_for[member] {
+        Value::Null => Ok(None),
+        value => match value.as_str().and_then(|text| text.parse::<Timestamp>().ok()) {
+            Some(time) => Ok(Some(time)),
+            None => Err(malformed(&format!("{path}/{member}"))),
+        },
+    };
+    Ok(Validity {
+        from: time("start")?,
+        until: time("end")?,
+    })
+}
+
+/// What `validFor` is to say. Sigstore clients want a start.
+fn valid_for(validity: Validity) -> Value {
+    let start = validity.from.unwrap_or(Timestamp::from_unix(0));
+    let mut value = json!({"start": start.to_string()});
+    if let Some(end) = validity.until {
+        value["end"] = end.to_string().into();
+    }
+    value
 }
 
 /// The host of an http or https URL, without port.
@@ -130,13 +156,7 @@ fn timestamp_authority(authority: &Value, path: &str) -> Result<Authority, Trust
             .map_err(|_| malformed(&path_of("certChain/certificates")))?;
         certificates.push(der);
     }
-    let time = |member: &str| match &authority["validFor"][member] {
-        Value::Null => Ok(None),
-        value => match value.as_str().and_then(|text| text.parse::<Timestamp>().ok()) {
-            Some(time) => Ok(Some(time)),
-            None => Err(malformed(&path_of(&format!("validFor/{member}")))),
-        },
-    };
+    let validity = validity(&authority["validFor"], &path_of("validFor"))?;
     let name = authority["uri"]
         .as_str()
         .or(authority["subject"]["commonName"].as_str())
@@ -145,8 +165,8 @@ fn timestamp_authority(authority: &Value, path: &str) -> Result<Authority, Trust
     let authority = Authority {
         name,
         certificates,
-        valid_from: time("start")?,
-        valid_until: time("end")?,
+        valid_from: validity.from,
+        valid_until: validity.until,
     };
     if !authority.is_well_formed() {
         return Err(malformed(&path_of("certChain/certificates")));
@@ -167,7 +187,7 @@ impl TrustRoots {
                     "publicKey": {
                         "keyDetails": log.key.key.key_details(),
                         "rawBytes": BASE64_STANDARD.encode(log.key.key.spki()),
-                        "validFor": {"start": "1970-01-01T00:00:00Z"},
+                        "validFor": valid_for(log.validity),
                     },
                 })
             })
@@ -187,12 +207,13 @@ fn authority_value(authority: &Authority) -> Value {
         .iter()
         .map(|certificate| json!({"rawBytes": BASE64_STANDARD.encode(certificate)}))
         .collect();
-    let start = authority.valid_from.unwrap_or(Timestamp::from_unix(0));
-    let mut valid_for = json!({"start": start.to_string()});
-    if let Some(end) = authority.valid_until {
-        valid_for["end"] = end.to_string().into();
-    }
-    json!({"certChain": {"certificates": certificates}, "uri": authority.name, "validFor": valid_for})
+    let validity = Validity {
+        from: authority.valid_from,
+        until: authority.valid_until,
+    };
+    json!({
+        "certChain": {"certificates": certificates}, "uri": authority.name, "validFor": valid_for(validity),
+    })
 }
 
 #[cfg(test)]
@@ -204,7 +225,8 @@ mod tests {
     fn log(base_url: &str, algorithm: Algorithm) -> Value {
         let key = SigningKey::generate(algorithm).expect("a key");
         let raw = BASE64_STANDARD.encode(key.verifying_key().spki());
-        json!({"baseUrl": base_url, "publicKey": {"rawBytes": raw}})
+        let valid_for = json!({"end": "2026-02-01T00:00:00Z", "start": "2026-01-01T00:00:00.5Z"});
+        json!({"baseUrl": base_url, "publicKey": {"rawBytes": raw, "validFor": valid_for}})
     }
 
     fn root() -> Value {
@@ -226,6 +248,11 @@ mod tests {
         let read = SigstoreRoots::parse(&canonical::to_vec(&root())).expect("a trusted root");
         let origins: Vec<&str> = read.logs.iter().map(|log| log.key.origin.as_str()).collect();
         assert_eq!(origins, ["rekor.example", ""]);
+        for log in &read.logs {
+            let Validity { from, until } = log.validity;
+            let said = [from, until].map(|time| time.expect("it is said").to_string());
+            assert_eq!(said, ["2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z"]);
+        }
         let roots = TrustRoots::new(vec![], None, vec![], vec![], vec![]).with_sigstore(read);
         let ours = TrustRoots::parse(roots.to_canonical()).expect("our own format");
         assert_eq!(ours.digest(), roots.digest());
@@ -248,6 +275,11 @@ mod tests {
                 "/tlogs/1/publicKey/rawBytes",
                 json!("AAAA"),
                 "`/tlogs/1/publicKey/rawBytes`",
+            ),
+            (
+                "/tlogs/1/publicKey/validFor/end",
+                json!(7),
+                "`/tlogs/1/publicKey/validFor/end`",
             ),
             (
                 "/timestampAuthorities/0/certChain/certificates",

@@ -10,7 +10,7 @@ use crate::key::{Algorithm, SigningKey};
 use crate::merkle::{self, MemoryTree};
 use crate::note::NoteKey;
 use crate::rekor_v1;
-use crate::trust::{ConfiguredKey, Purpose, TrustedLog};
+use crate::trust::{ConfiguredKey, Purpose, TrustedLog, Validity};
 
 const TREE: u64 = 0x6bbd_9c65_94f7_f621;
 const TIME: i64 = 1_795_419_238;
@@ -26,19 +26,13 @@ impl World {
     fn new() -> Self {
         let signer = SigningKey::generate(Algorithm::EcdsaP256).expect("a key");
         let log = SigningKey::generate(Algorithm::EcdsaP256).expect("a key");
-        let key = ConfiguredKey {
-            key: signer.verifying_key().clone(),
-            purpose: Purpose::Attestation,
-            issuer: "ci".into(),
-            tenants: vec!["*".into()],
-            predicate_types: vec!["*".into()],
-        };
         let trusted = TrustedLog {
             key: LogKey::new("rekor.local", log.verifying_key().clone()).expect("a log"),
             base_url: "http://rekor.local".into(),
             distrusted: false,
+            validity: Validity::default(),
         };
-        let roots = TrustRoots::new(vec![key], None, vec![trusted], vec![], vec![]);
+        let roots = TrustRoots::new(vec![configured(&signer)], None, vec![trusted], vec![], vec![]);
         Self { signer, log, roots }
     }
 
@@ -150,6 +144,17 @@ impl World {
     }
 }
 
+/// The key as one that may sign any attestation.
+fn configured(signer: &SigningKey) -> ConfiguredKey {
+    ConfiguredKey {
+        key: signer.verifying_key().clone(),
+        purpose: Purpose::Attestation,
+        issuer: "ci".into(),
+        tenants: vec!["*".into()],
+        predicate_types: vec!["*".into()],
+    }
+}
+
 /// The reasons of the checks that failed.
 fn failures(report: &Report) -> Vec<String> {
     let failed = report
@@ -194,6 +199,31 @@ fn an_entry_of_a_rekor_v1_gives_its_time_and_its_long_id() {
         ),
         (&json!(uuid), &json!(6), &json!(TIME), &json!("dsse/0.0.1"))
     );
+}
+
+#[test]
+fn a_time_that_a_log_signed_when_its_key_was_not_in_use_does_not_count() {
+    let world = World::new();
+    let subject = Digest::of(b"blob");
+    let envelope = world.envelope(&subject);
+    let entry = world.entry(rekor_v1::DSSE, world.dsse_body(&envelope));
+    let bundle = world.bundle(&envelope, &[entry]);
+    let at = |seconds: i64| Some(Timestamp::from_unix(seconds));
+    let none: Vec<&str> = Vec::new();
+    for (from, until, want) in [
+        (None, None, none.clone()),
+        (at(TIME), at(TIME), none.clone()),
+        (at(TIME + 1), None, vec!["TIME:LOG_KEY_NOT_VALID"]),
+        (None, at(TIME - 1), vec!["TIME:LOG_KEY_NOT_VALID"]),
+    ] {
+        let mut log = world.roots.logs()[0].clone();
+        log.validity = Validity { from, until };
+        let roots = TrustRoots::new(vec![configured(&world.signer)], None, vec![log], vec![], vec![]);
+        // Ends belong to what is written, too.
+        let roots = TrustRoots::parse(roots.to_canonical()).expect("trust roots");
+        let outcome = verify(&bundle, &Request::default(), &roots);
+        assert_eq!(failures(&outcome.report), want, "{from:?} {until:?}");
+    }
 }
 
 #[test]

@@ -134,8 +134,18 @@ fn promised_time(
         );
         return Err(("SET_INVALID", detail));
     }
-    Ok(entry.integrated_time.map(|seconds| TrustedTime {
-        time: Timestamp::from_unix(seconds),
+    let Some(time) = entry.integrated_time.map(Timestamp::from_unix) else {
+        return Ok(None);
+    };
+    if !log.validity.contains(time) {
+        let detail = format!(
+            "entry {} is of {time}, when the log's key was not in use",
+            entry.log_index
+        );
+        return Err(("LOG_KEY_NOT_VALID", detail));
+    }
+    Ok(Some(TrustedTime {
+        time,
         source: TimeSource::RekorSet,
         by: log.name().to_owned(),
     }))

@@ -20,7 +20,7 @@ use stella_attest::merkle::{self, MemoryTree};
 use stella_attest::note::{Note, NoteKey, NoteSigner};
 use stella_attest::statement;
 use stella_attest::timestamp::Timestamp;
-use stella_attest::trust::{ConfiguredKey, Purpose, TrustRoots, TrustedLog};
+use stella_attest::trust::{ConfiguredKey, Purpose, TrustRoots, TrustedLog, Validity};
 use stella_proto::signer::v1 as signer_pb;
 use stella_proto::signer::v1::signer_service_server::{SignerService, SignerServiceServer};
 use stella_proto::status::{field, reason};
@@ -176,6 +176,7 @@ impl World {
             key: log_key,
             base_url: "https://127.0.0.1".into(),
             distrusted: false,
+            validity: Validity::default(),
         };
         let witness = NoteKey::cosignature(WITNESS, witness_key.verifying_key()).expect("a witness");
         let key_history = ConfiguredKey {
