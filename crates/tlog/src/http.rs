@@ -100,13 +100,21 @@ enum Attempt {
 }
 
 impl Http {
+    /// A server whose paths lie below `base`.
     pub(crate) fn new(base: &str, attempt_timeout: Duration) -> Result<Self, BadServer> {
-        let url = Url::parse(base).map_err(|_| BadServer::Url)?;
-        if !matches!(url.scheme(), "http" | "https")
-            || !url.has_host()
-            || url.query().is_some()
-            || !url.username().is_empty()
-            || url.password().is_some()
+        if base.contains('?') {
+            return Err(BadServer::Url);
+        }
+        Self::at(base.trim_end_matches('/'), attempt_timeout)
+    }
+
+    /// A server that is asked at `url` itself, with the empty path.
+    pub(crate) fn at(url: &str, attempt_timeout: Duration) -> Result<Self, BadServer> {
+        let parsed = Url::parse(url).map_err(|_| BadServer::Url)?;
+        if !matches!(parsed.scheme(), "http" | "https")
+            || !parsed.has_host()
+            || !parsed.username().is_empty()
+            || parsed.password().is_some()
         {
             return Err(BadServer::Url);
         }
@@ -118,7 +126,7 @@ impl Http {
             .map_err(BadServer::Client)?;
         Ok(Self {
             client,
-            base: base.trim_end_matches('/').to_owned(),
+            base: url.to_owned(),
             attempt_timeout,
             places: Semaphore::new(IN_FLIGHT),
         })

@@ -22,7 +22,7 @@ const EXPLICIT_0: u8 = 0xa0;
 /// An authority, and how long it may take.
 #[derive(Clone, Debug)]
 pub struct TsaConfig {
-    /// Where it is asked, whole: `https://tsa.example.com/api/v1/timestamp`.
+    /// Where it is asked, whole, with its query if it has one: `https://tsa.example.com/api/v1/timestamp`.
     pub url: String,
     /// The authorities whose answers are believed: those of the trust roots.
     pub authorities: Vec<Authority>,
@@ -102,7 +102,7 @@ impl TimestampAuthority {
     /// # Errors
     /// [`OpenError`]: the URL or the HTTP client.
     pub fn open(config: TsaConfig) -> Result<Self, OpenError> {
-        let http = Http::new(&config.url, config.attempt_timeout).map_err(|error| match error {
+        let http = Http::at(&config.url, config.attempt_timeout).map_err(|error| match error {
             BadServer::Url => OpenError::Url,
             BadServer::Client(error) => OpenError::Client(error),
         })?;

@@ -1,5 +1,6 @@
 //! A real timestamp authority, and answers that are none of its.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
@@ -100,6 +101,27 @@ async fn a_timestamp_of_a_time_at_which_its_authority_does_not_count_is_refused(
     past.valid_until = Some("2001-01-01T00:00:00Z".parse().expect("a time"));
     let refused = reason(client(&peer.url, &[past]).timestamp(b"a signature").await);
     assert_eq!(refused, "TSA_OUTSIDE_VALIDITY");
+}
+
+#[tokio::test]
+async fn an_authority_is_asked_at_its_url_and_nowhere_else() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let lines = Arc::clone(&asked);
+    let door = Door::alone(move |asked| {
+        lines.lock().expect("nobody panicked").push(asked.line.clone());
+        Deed::Say(answer("200 OK", "", REJECTION))
+    })
+    .await;
+    for path in ["", "/tsr", "/tsr/", "/tsr?policy=1.2.3", "/tsr/?a=b&c"] {
+        let url = format!("{}{path}", door.url);
+        assert_ne!(
+            reason(client(&url, &[]).timestamp(b"a signature").await),
+            "believed"
+        );
+    }
+    let asked = asked.lock().expect("nobody panicked");
+    let want = ["/", "/tsr", "/tsr/", "/tsr?policy=1.2.3", "/tsr/?a=b&c"];
+    assert_eq!(*asked, want.map(|path| format!("POST {path}")));
 }
 
 /// Who records an answer may not use it for another request, be it of the same signature.
