@@ -32,9 +32,9 @@ pub struct Flags {
     /// Logs in the Rekor at URL, not in a log of its own
     #[arg(long, value_name = "URL")]
     rekor: Option<String>,
-    /// Generation of that Rekor: 1 or 2
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2), requires = "rekor")]
-    rekor_version: u8,
+    /// Generation of that Rekor, 1 or 2 [default: that of the directory, else 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=2), requires = "rekor")]
+    rekor_version: Option<u8>,
     /// Its public key (PEM); a version 1 is asked for it if this is left out
     #[arg(long, value_name = "FILE", requires = "rekor")]
     rekor_key: Option<PathBuf>,
@@ -141,7 +141,9 @@ impl Flags {
             return differs("--rekor");
         }
         let kept_rekor = kept.rekor.as_ref();
-        if self.rekor.is_some() && kept_rekor.is_some_and(|rekor| rekor.version != self.rekor_version) {
+        if let Some(version) = self.rekor_version
+            && kept_rekor.is_none_or(|rekor| rekor.version != version)
+        {
             return differs("--rekor-version");
         }
         if self.rekor_tiles.is_some() && kept_rekor.is_none_or(|rekor| rekor.tiles != self.rekor_tiles) {
@@ -195,14 +197,15 @@ impl Flags {
     }
 
     async fn rekor(&self, url: &str) -> Result<Rekor, Failure> {
-        if self.rekor_version == 1 && self.rekor_tiles.is_some() {
+        let version = self.rekor_version.unwrap_or(1);
+        if version == 1 && self.rekor_tiles.is_some() {
             return Err(Failure::usage(
                 "--rekor-tiles is for --rekor-version 2".to_owned(),
             ));
         }
         let key = match &self.rekor_key {
             Some(file) => read("--rekor-key", file)?,
-            None if self.rekor_version == 1 => {
+            None if version == 1 => {
                 asked(
                     "--rekor-key",
                     &format!("{}/api/v1/log/publicKey", url.trim_end_matches('/')),
@@ -216,7 +219,7 @@ impl Flags {
             }
         };
         let rekor = Rekor {
-            version: self.rekor_version,
+            version,
             url: url.to_owned(),
             tiles: self.rekor_tiles.clone(),
             key,
@@ -273,11 +276,19 @@ mod tests {
         };
         let same = || Flags {
             rekor: Some(url()),
-            rekor_version: 2,
+            rekor_version: Some(2),
             ..Flags::default()
         };
         assert!(same().agree(&kept).is_ok());
         assert!(Flags::default().agree(&kept).is_ok(), "no flag is needed");
+        let unversioned = Flags {
+            rekor_version: None,
+            ..same()
+        };
+        assert!(
+            unversioned.agree(&kept).is_ok(),
+            "the directory knows the version"
+        );
         let absent = PathBuf::from("absent.pem");
         for (flags, want) in [
             (
@@ -296,7 +307,7 @@ mod tests {
             ),
             (
                 Flags {
-                    rekor_version: 1,
+                    rekor_version: Some(1),
                     ..same()
                 },
                 "--rekor-version: ",
