@@ -24,6 +24,7 @@ use crate::attach::{AttachOrder, Attached, Source};
 use crate::audit::STREAM_PAGE;
 use crate::error::Error;
 use crate::feedser::Feedser;
+use crate::logs::Place;
 use crate::record::Record;
 use crate::store::{AttestationInfo, Filter, KindCount};
 
@@ -111,6 +112,7 @@ impl FeedserService for FeedserApi {
     ) -> Result<Response<pb::AttachProvenanceResponse>, Status> {
         let tenant = Caller::of(&request)?.tenant()?.clone();
         let order = attach_order(request.into_inner())?;
+        let order = self.feedser.complete(&tenant, order).await?;
         let attached = self.feedser.attach(&tenant, vec![Ok(order)], now()).await.pop();
         Ok(Response::new(attach_response(
             attached.unwrap_or(Err(Error::Cancelled))?,
@@ -132,7 +134,7 @@ impl FeedserService for FeedserApi {
                     let (references, orders): (Vec<_>, Vec<_>) = message
                         .items
                         .into_iter()
-                        .map(|item| (item.reference, attach_order(item.request.unwrap_or_default())))
+                        .map(|item| (item.reference, batch_order(item.request.unwrap_or_default())))
                         .unzip();
                     let attached = feedser.attach(&tenant, orders, now()).await;
                     let results = references.into_iter().zip(attached).map(attach_result).collect();
@@ -407,11 +409,43 @@ fn attach_order(request: pb::AttachProvenanceRequest) -> Result<AttachOrder, Err
     };
     let job = Some(request.job).filter(|job| !job.is_empty());
     let chain = chain(&request.chain)?;
+    let place = request.log_entry.map(place).transpose()?;
     Ok(AttachOrder {
         supersede,
         job,
+        place,
         ..AttachOrder::new(request.event_id, evidence, chain)
     })
+}
+
+/// An order of a batch, which names no log entry: each would be read from its log by itself.
+fn batch_order(request: pb::AttachProvenanceRequest) -> Result<AttachOrder, Error> {
+    if request.log_entry.is_some() {
+        return Err(Error::BadValue {
+            field: "log_entry",
+            rule: "must be absent in a batch",
+        });
+    }
+    attach_order(request)
+}
+
+fn place(place: pb::LogEntryPlace) -> Result<Place, Error> {
+    let (field, said) = ("log_entry", |text: String| {
+        Some(text).filter(|text| !text.is_empty())
+    });
+    let place = Place {
+        field,
+        log_id: said(place.log_id),
+        index: place.index,
+        uuid: said(place.uuid),
+    };
+    if place.index.is_none() && place.uuid.is_none() {
+        return Err(Error::BadValue {
+            field,
+            rule: "must have an index or a uuid",
+        });
+    }
+    Ok(place)
 }
 
 fn attach_response(attached: Attached) -> pb::AttachProvenanceResponse {

@@ -18,6 +18,7 @@ use crate::append::{check_chain, resolve};
 use crate::claims::Claims;
 use crate::error::Error;
 use crate::feedser::{Feedser, blocking};
+use crate::logs::Place;
 use crate::record::{NotProven, Record, at_revision};
 use crate::seal::{Order, Sealed, Superseded};
 use crate::store::{Attestation, ProofSet, ProofUpdate, StoredEvent};
@@ -62,6 +63,8 @@ pub struct AttachOrder {
     pub job: Option<String>,
     /// What the caller says of the evidence; refused if it is not what was verified.
     pub claims: Option<Claims>,
+    /// Where the log entry of evidence without one is.
+    pub place: Option<Place>,
 }
 
 impl AttachOrder {
@@ -74,6 +77,7 @@ impl AttachOrder {
             supersede: None,
             job: None,
             claims: None,
+            place: None,
         }
     }
 }
@@ -158,8 +162,7 @@ impl Feedser {
         tenant: &Tenant,
         mut order: AttachOrder,
     ) -> Result<AttachOrder, Error> {
-        let place = order.claims.as_ref().and_then(Claims::place);
-        let Some(place) = place.filter(|_| !self.logs.is_empty()) else {
+        let Some(place) = order.place.take().filter(|_| !self.logs.is_empty()) else {
             return Ok(order);
         };
         let attestation = match &order.evidence {

@@ -143,6 +143,7 @@ impl Claims {
         let rekor = self.dsse.get("rekor")?;
         let text = |name: &str| rekor[name].as_str().map(str::to_owned);
         let place = Place {
+            field: "dsse.rekor",
             log_id: text("logId"),
             index: rekor["logIndex"].as_u64(),
             uuid: text("uuid"),

@@ -169,11 +169,18 @@ pub enum Error {
     #[error("the signer did not sign the manifest")]
     ManifestInvalid,
     /// The log entry that a caller names cannot be read.
-    #[error("{0}")]
-    Log(#[source] LogError),
+    #[error("{source}")]
+    Log {
+        /// Path of the field that names it.
+        field: &'static str,
+        /// Why not.
+        source: LogError,
+    },
     /// The log entry that a caller names is of something else.
     #[error("log entry {index} is not of this envelope ({reason})")]
     EntryForeign {
+        /// Path of the field that names it.
+        field: &'static str,
         /// Its index.
         index: u64,
         /// What differs; the reason.
@@ -269,8 +276,8 @@ impl Error {
             }
             Self::ClaimMismatch { field, .. } => at(Code::InvalidArgument, "CLAIM_MISMATCH", field),
             Self::ClaimNotVerified => at(Code::InvalidArgument, "CLAIM_NOT_VERIFIED", "trust.verified"),
-            Self::Log(error) => {
-                let code = match error {
+            Self::Log { field, source } => {
+                let code = match source {
                     LogError::Unavailable(_)
                     | LogError::Storage(_)
                     | LogError::Closed
@@ -289,9 +296,9 @@ impl Error {
                     | LogError::EntryNotFound
                     | LogError::NotSearchable(_) => Code::FailedPrecondition,
                 };
-                at(code, error.reason(), "dsse.rekor")
+                at(code, source.reason(), field)
             }
-            Self::EntryForeign { reason, .. } => at(Code::FailedPrecondition, reason, "dsse.rekor"),
+            Self::EntryForeign { field, reason, .. } => at(Code::FailedPrecondition, reason, field),
             Self::SealInvalid(_) => whole(Code::Internal, "SEAL_INVALID"),
             Self::ManifestInvalid => whole(Code::Internal, "MANIFEST_INVALID"),
             Self::Upstream(status) => status.clone(),

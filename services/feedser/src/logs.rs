@@ -13,10 +13,10 @@ use stella_attest::digest::Digest;
 use stella_attest::entry;
 use stella_attest::evidence::{Evidence, LogEntry};
 use stella_attest::key::VerifyingKey;
-use stella_tlog::LogError;
 use stella_tlog::rekor::tiles::TileReader;
 use stella_tlog::rekor::v1::RekorV1;
 use stella_tlog::rekor::{Generation, LogReader, RekorConfig};
+use stella_tlog::{Forks, LogError};
 use tokio::sync::Semaphore;
 
 use crate::config::{LogConfig, LogKind};
@@ -29,8 +29,10 @@ use crate::store::Attestation;
 const AT_ONCE: usize = 64;
 
 /// Where a log entry is, as a caller says.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
+    /// The field of the request that says so, for refusals.
+    pub field: &'static str,
     /// The log's id, in hex.
     pub log_id: Option<String>,
     /// Index in the log.
@@ -69,6 +71,14 @@ impl Logs {
         Ok(Self::new(readers))
     }
 
+    /// The logs whose history is watched, by their ids.
+    pub(crate) fn forks(&self) -> Vec<([u8; 32], Forks)> {
+        let watched = self.readers.iter();
+        watched
+            .filter_map(|log| Some((log.log_id(), log.forks()?)))
+            .collect()
+    }
+
     /// True if there is none.
     pub fn is_empty(&self) -> bool {
         self.readers.is_empty()
@@ -87,7 +97,7 @@ impl Logs {
     ) -> Result<Attestation, Error> {
         let _place = self.places.acquire().await.map_err(|_| Error::Cancelled)?;
         // A log that could not be asked may have the entry, whatever the others say.
-        let (mut foreign, mut unread) = (None, None);
+        let (mut foreign, mut unread, field) = (None, None, place.field);
         for reader in &self.readers {
             let is_named = |named: &String| *named == hex::encode(reader.log_id());
             if !place.log_id.as_ref().is_none_or(is_named) {
@@ -96,19 +106,20 @@ impl Logs {
             let entry = match read(reader.as_ref(), place).await {
                 Ok(entry) => entry,
                 Err(LogError::EntryNotFound | LogError::NotSearchable(_)) => continue,
-                Err(error) => {
-                    unread = Some(Error::Log(error));
+                Err(source) => {
+                    unread = Some(Error::Log { field, source });
                     continue;
                 }
             };
             let evidence = attestation.evidence.clone();
-            match blocking(move || completed(&evidence, &entry)).await? {
+            match blocking(move || completed(&evidence, &entry, field)).await? {
                 Ok(bundle) => return blocking(move || read_evidence(bundle.into(), max)).await?,
                 Err(error) => foreign = Some(error),
             }
         }
         let refused = unread.or(foreign);
-        Err(refused.unwrap_or(Error::Log(LogError::EntryNotFound)))
+        let source = LogError::EntryNotFound;
+        Err(refused.unwrap_or(Error::Log { field, source }))
     }
 }
 
@@ -143,8 +154,9 @@ async fn read(reader: &dyn LogReader, place: &Place) -> Result<LogEntry, LogErro
 }
 
 /// The bundle of `evidence` and `entry`, which must be of its envelope.
-fn completed(evidence: &[u8], entry: &LogEntry) -> Result<Vec<u8>, Error> {
+fn completed(evidence: &[u8], entry: &LogEntry, field: &'static str) -> Result<Vec<u8>, Error> {
     let foreign = |reason: &'static str| Error::EntryForeign {
+        field,
         index: entry.log_index,
         reason,
     };

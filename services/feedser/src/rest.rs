@@ -252,6 +252,7 @@ fn claim(event_id: String, body: &[u8], max: usize) -> Result<AttachOrder, Error
     };
     let chain = claims.chain.clone();
     Ok(AttachOrder {
+        place: claims.place(),
         claims: Some(claims),
         ..AttachOrder::new(event_id, evidence, chain)
     })

@@ -149,7 +149,7 @@ pub async fn publish(arguments: Arguments, connection: &Connection) -> Result<Pu
             envelope_digest: stored.envelope_digest.clone(),
             chain,
             supersede: arguments.supersede,
-            job: String::new(),
+            ..pb::AttachProvenanceRequest::default()
         };
         let attached = connection
             .call(async || {

@@ -1190,6 +1190,16 @@ async fn items_of_an_attaching_batch_are_refused_one_by_one() {
             },
             Err(invalid("BAD_VALUE", "job")),
         ),
+        (
+            feedser::AttachProvenanceRequest {
+                log_entry: Some(feedser::LogEntryPlace {
+                    index: Some(0),
+                    ..feedser::LogEntryPlace::default()
+                }),
+                ..attach_request(&second, &sbom, &[])
+            },
+            Err(invalid("BAD_VALUE", "log_entry")),
+        ),
     ];
     let items = rows
         .iter()

@@ -11,6 +11,7 @@ use stella_proto::feedser::v1 as feedser_pb;
 use stella_proto::feedser::v1::feedser_service_client::FeedserServiceClient;
 use stella_proto::signer::v1 as signer_pb;
 use stella_proto::signer::v1::signer_service_client::SignerServiceClient;
+use stella_proto::status::{field, reason};
 use stella_testkit::peers::{RekorV1, RekorV2};
 use stella_testkit::rest::Body;
 use stella_testkit::stack::{Ended, Stack};
@@ -277,8 +278,8 @@ async fn the_seeds_script_says_what_is_wrong() {
 }
 
 /// What is logged under the Signer is taken apart into a bare envelope and the place of its entry, and put together again
-/// by Feedser.
-fn completed_by_rest(stack: &Stack, blob: &str) {
+/// by Feedser, over REST and over gRPC.
+async fn completed(stack: &Stack, blob: &str) {
     let file = stack.write("blob", blob);
     let subject = Digest::of(blob.as_bytes());
     let read = |bundle: &Path| Evidence::parse(&std::fs::read(bundle).expect("a bundle")).expect("evidence");
@@ -327,6 +328,50 @@ fn completed_by_rest(stack: &Stack, blob: &str) {
     assert_eq!(attached.json()["trust"]["verified"], true);
     let again = claim(json!({"logIndex": index(&first)}));
     assert_eq!(again.json()["outcome"], "ALREADY_ATTACHED");
+
+    append(stack, "evt_by_grpc", &subject);
+    let mut feedser = FeedserServiceClient::new(stack.channel("feedser").await);
+    let at = |place: feedser_pb::LogEntryPlace| feedser_pb::AttachProvenanceRequest {
+        event_id: "evt_by_grpc".into(),
+        envelope_digest: second.canonical_digest.to_string(),
+        log_entry: Some(place),
+        ..feedser_pb::AttachProvenanceRequest::default()
+    };
+    let place = |index| feedser_pb::LogEntryPlace {
+        index,
+        ..feedser_pb::LogEntryPlace::default()
+    };
+    let elsewhere = feedser_pb::LogEntryPlace {
+        log_id: hex::encode([7; 32]),
+        ..place(Some(index(&second)))
+    };
+    for (case, place, want) in [
+        ("no place", place(None), "BAD_VALUE"),
+        (
+            "another entry",
+            place(Some(index(&first))),
+            "ENTRY_DIGEST_MISMATCH",
+        ),
+        ("no such entry", place(Some(1 << 40)), "LOG_ENTRY_NOT_FOUND"),
+        ("a log that is not configured", elsewhere, "LOG_ENTRY_NOT_FOUND"),
+    ] {
+        let refused = feedser.attach_provenance(stack.request(at(place))).await;
+        let status = refused.map(|_| ()).expect_err(case);
+        let told = (
+            reason(&status).unwrap_or_default(),
+            field(&status).unwrap_or_default(),
+        );
+        assert_eq!(told, (want.to_owned(), "log_entry".to_owned()), "{case}");
+    }
+    let attached = feedser
+        .attach_provenance(stack.request(at(place(Some(index(&second))))))
+        .await
+        .expect("it is completed")
+        .into_inner();
+    assert_eq!(attached.outcome(), feedser_pb::AttachOutcome::Attached);
+    let proven = event(stack, "evt_by_grpc");
+    assert_eq!(proven["provenance"]["dsse"]["rekor"]["logIndex"], index(&second));
+    assert_eq!(proven["trust"]["verified"], true, "{proven}");
 }
 
 /// A log that is away may have the entry, whatever stands at its index in another log.
@@ -375,13 +420,19 @@ async fn a_log_that_is_away_is_said_to_be_and_asked_again_with_the_next_call() {
     assert_eq!(reason, "ENTRY_DIGEST_MISMATCH");
 }
 
-#[test]
-fn an_envelope_is_completed_from_the_tiles_of_our_own_log() {
-    completed_by_rest(&Stack::start(), "what lies in our own log");
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_envelope_is_completed_from_the_tiles_of_our_own_log() {
+    completed(&Stack::start(), "what lies in our own log").await;
 }
 
-#[test]
-fn an_envelope_is_completed_from_the_tiles_of_a_rekor_v2() {
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_envelope_is_completed_from_a_rekor_v1() {
+    let Some(rekor) = RekorV1::shared() else { return };
+    completed(&on_v1(rekor), "what lies in a Rekor v1").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_envelope_is_completed_from_the_tiles_of_a_rekor_v2() {
     let Some(rekor) = RekorV2::shared() else { return };
     let home = tempfile::tempdir().expect("a directory");
     let key = home.path().join("rekor.pem");
@@ -395,5 +446,5 @@ fn an_envelope_is_completed_from_the_tiles_of_a_rekor_v2() {
         &text(&key),
     ];
     let stack = Stack::start_on(&[&flags[..], &["--rekor-tiles", &rekor.tiles_url]].concat());
-    completed_by_rest(&stack, "what lies in a Rekor v2");
+    completed(&stack, "what lies in a Rekor v2").await;
 }
