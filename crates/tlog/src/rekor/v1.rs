@@ -16,17 +16,17 @@ use stella_attest::dsse::Envelope;
 use stella_attest::entry;
 use stella_attest::evidence::LogEntry;
 use stella_attest::json;
-use stella_attest::key::VerifyingKey;
+use stella_attest::key::{Algorithm, VerifyingKey};
 use stella_attest::merkle::{self, Hash};
 use stella_attest::rekor_v1;
 use stella_attest::trust::TrustedLog;
 use stella_attest::verify;
 use tokio::time::{Instant, sleep};
 
-use super::seen::{History, Seen, Signed, invalid};
+use super::seen::{Beginning, History, Relation, Seen, Signed, invalid};
 use super::{LogReader, OpenError, RekorConfig, log_error, open_http, refused};
 use crate::http::{Answer, Http, Request, jittered};
-use crate::{LogError, Submission, TransparencyLog};
+use crate::{Forks, LogError, Submission, TransparencyLog};
 
 /// Largest answer: an entry's body holds digests, signatures and keys, never the payload.
 const MAX_ANSWER: usize = 4 << 20;
@@ -54,7 +54,7 @@ struct Api {
 }
 
 impl RekorV1 {
-    /// The log at `config.url`, whose key is an ECDSA or RSA one.
+    /// The log at `config.url`, whose key is one of ECDSA: [`RekorConfig::named`] refuses any other.
     ///
     /// # Errors
     /// [`OpenError`]: the URL, the HTTP client or the state file.
@@ -139,8 +139,11 @@ fn is_uuid(text: &str) -> bool {
 impl TransparencyLog for RekorV1 {
     async fn submit(&self, submission: Submission) -> Result<LogEntry, LogError> {
         let deadline = Instant::now() + self.budget;
+        self.accepts(&submission.key)?;
         let envelope = Envelope::parse(&submission.envelope).map_err(|_| LogError::SignatureInvalid)?;
-        if Digest::of(&envelope.pae()) != submission.pae_digest {
+        let (pae, signature) = (envelope.pae(), &submission.signature);
+        let is_borne = envelope.signatures.iter().any(|borne| borne.sig == *signature);
+        if Digest::of(&pae) != submission.pae_digest || !is_borne || !submission.key.verify(&pae, signature) {
             return Err(LogError::SignatureInvalid);
         }
         let payload = Digest::of(&envelope.payload);
@@ -177,9 +180,16 @@ impl TransparencyLog for RekorV1 {
         self.api.log.key.log_id
     }
 
-    /// Takes every kind of key: the log verifies whole envelopes.
-    fn accepts(&self, _key: &VerifyingKey) -> Result<(), LogError> {
-        Ok(())
+    /// Takes P-256, RSA and Ed25519: the log verifies envelopes by SHA-256 whatever the curve.
+    fn accepts(&self, key: &VerifyingKey) -> Result<(), LogError> {
+        match key.algorithm() {
+            Algorithm::EcdsaP256 | Algorithm::Rsa | Algorithm::Ed25519 => Ok(()),
+            Algorithm::EcdsaP384 | Algorithm::EcdsaP521 => Err(LogError::KeyNotLoggable),
+        }
+    }
+
+    fn forks(&self) -> Option<Forks> {
+        Some(self.seen.forks())
     }
 
     fn takes_envelopes(&self) -> bool {
@@ -215,6 +225,10 @@ fn is_ours(entry: &LogEntry, submission: &Submission, payload: &Digest) -> Resul
 impl LogReader for RekorV1 {
     fn log_id(&self) -> [u8; 32] {
         self.api.log.key.log_id
+    }
+
+    fn forks(&self) -> Option<Forks> {
+        Some(self.seen.forks())
     }
 
     async fn entry_by_index(&self, index: u64) -> Result<LogEntry, LogError> {
@@ -349,18 +363,24 @@ impl Api {
 #[async_trait]
 impl History for Api {
     /// A proof that fails may have been spoilt on its way; one that fails each time is a fork.
-    async fn extends(&self, old: &Checkpoint, new: &Checkpoint, deadline: Instant) -> Result<bool, LogError> {
+    async fn relation(
+        &self,
+        old: &Checkpoint,
+        new: &Checkpoint,
+        deadline: Instant,
+    ) -> Result<Relation, LogError> {
+        let mut beginning = None;
         for _ in 0..PROOFS {
             let proof = self.consistency(old.size, new, deadline).await?;
             let held = merkle::verify_consistency(old.size, new.size, &proof, &old.root, &new.root);
-            match held {
-                Ok(()) => return Ok(true),
-                Err(error) => {
-                    tracing::warn!(log = self.log.name(), %error, "a consistency proof does not hold")
-                }
-            }
+            let Err(error) = held else {
+                return Ok(Relation::Extends);
+            };
+            tracing::warn!(log = self.log.name(), %error, "a consistency proof does not hold");
+            let stated = merkle::stated_old_root(old.size, new.size, &proof);
+            beginning = stated.map(|root| Beginning { root, proof });
         }
-        Ok(false)
+        Ok(Relation::Differs(beginning))
     }
 
     async fn current(&self, deadline: Instant) -> Result<Signed, LogError> {

@@ -5,13 +5,17 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use aws_lc_rs::encoding::{AsDer as _, Pkcs8V1Der};
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::rsa::{self, KeySize};
+use aws_lc_rs::signature::{ECDSA_P384_SHA384_ASN1_SIGNING, ECDSA_P521_SHA512_ASN1_SIGNING, EcdsaKeyPair};
 use stella_attest::checkpoint::LogKey;
 use stella_attest::digest::Digest;
 use stella_attest::dsse::Envelope;
 use stella_attest::entry;
 use stella_attest::evidence::LogEntry;
 use stella_attest::key::{Algorithm, SigningKey, VerifyingKey};
-use stella_attest::trust::TrustedLog;
+use stella_attest::trust::{TrustedLog, Validity};
 use stella_attest::verify;
 use stella_tlog::rekor::RekorConfig;
 use stella_tlog::{LogError, Submission};
@@ -24,8 +28,35 @@ pub fn submission() -> (Submission, Digest) {
 
 /// The same, and another signature by the same key over the same bytes.
 pub fn signed_twice() -> ([Submission; 2], Digest) {
+    twice_by(&SigningKey::generate(Algorithm::EcdsaP256).expect("a key"))
+}
+
+/// A submission of its own by a key of this kind.
+pub fn signed_by(algorithm: Algorithm) -> Submission {
+    let ([submission, _], _) = twice_by(&generated(algorithm));
+    submission
+}
+
+fn generated(algorithm: Algorithm) -> SigningKey {
+    let curve = |curve| {
+        let der = EcdsaKeyPair::generate_pkcs8(curve, &SystemRandom::new()).expect("a key");
+        der.as_ref().to_vec()
+    };
+    let der = match algorithm {
+        Algorithm::EcdsaP384 => curve(&ECDSA_P384_SHA384_ASN1_SIGNING),
+        Algorithm::EcdsaP521 => curve(&ECDSA_P521_SHA512_ASN1_SIGNING),
+        Algorithm::Rsa => {
+            let pair = rsa::KeyPair::generate(KeySize::Rsa2048).expect("a key");
+            let der: Pkcs8V1Der<'_> = pair.as_der().expect("DER");
+            der.as_ref().to_vec()
+        }
+        Algorithm::EcdsaP256 | Algorithm::Ed25519 => return SigningKey::generate(algorithm).expect("a key"),
+    };
+    SigningKey::from_pkcs8_der(&der).expect("a key")
+}
+
+fn twice_by(key: &SigningKey) -> ([Submission; 2], Digest) {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
-    let key = SigningKey::generate(Algorithm::EcdsaP256).expect("a key");
     let number = NUMBER.fetch_add(1, Ordering::SeqCst);
     let subject = Digest::of(&[key.verifying_key().spki(), &number.to_be_bytes()].concat());
     let payload = format!(
@@ -34,7 +65,7 @@ pub fn signed_twice() -> ([Submission; 2], Digest) {
         subject.hex()
     );
     let sign = || {
-        let envelope = Envelope::sign("application/vnd.in-toto+json", payload.as_bytes(), &key);
+        let envelope = Envelope::sign("application/vnd.in-toto+json", payload.as_bytes(), key);
         let envelope = envelope.expect("signed");
         Submission {
             pae_digest: Digest::of(&envelope.pae()),
@@ -53,6 +84,7 @@ pub fn trusted(origin: &str, key_pem: &str) -> TrustedLog {
         key: LogKey::new(origin, key).expect("a log's key"),
         base_url: String::new(),
         distrusted: false,
+        validity: Validity::default(),
     }
 }
 

@@ -11,7 +11,7 @@ use stella_attest::verify;
 use stella_testkit::peers::RekorV1 as Peer;
 use stella_tlog::rekor::LogReader as _;
 use stella_tlog::rekor::v1::RekorV1;
-use stella_tlog::{LogError, TransparencyLog as _};
+use stella_tlog::TransparencyLog as _;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
@@ -120,20 +120,6 @@ async fn an_envelope_that_is_not_of_the_digest_is_refused_before_it_is_sent() {
     submission.pae_digest = Digest::of(b"something else");
     let refused = client.submit(submission).await.map_err(|error| error.reason());
     assert_eq!(refused.map(|_| ()), Err("SIGNATURE_INVALID"));
-}
-
-/// The log verifies signatures, too.
-#[tokio::test]
-async fn a_signature_by_another_key_is_refused_by_the_log() {
-    let Some(peer) = Peer::shared() else { return };
-    let client = client(peer, None);
-    let (mut one, _) = submission();
-    one.key = submission().0.key;
-    let refused = client.submit(one).await;
-    assert!(
-        matches!(refused, Err(LogError::Refused { status: 400, .. })),
-        "{refused:?}"
-    );
 }
 
 #[tokio::test]
