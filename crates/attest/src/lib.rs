@@ -15,6 +15,7 @@ pub mod entry;
 pub mod event;
 pub mod evidence;
 pub mod follows;
+pub mod fork;
 pub mod hashedrekord;
 pub mod history;
 pub mod json;

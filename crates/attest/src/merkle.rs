@@ -142,26 +142,69 @@ pub fn verify_consistency(
             Err(ProofError::RootMismatch)
         };
     }
-    // The proof starts at the largest complete subtree that ends where the old tree ends. Where that subtree is the
-    // whole old tree, its hash is the old root and is left out of the proof.
-    let shift = old_size.trailing_zeros();
-    let (inner, border) = path_lengths(old_size - 1, new_size);
-    let inner = inner - shift as usize;
-    let is_whole = old_size == 1 << shift;
-    expect_length(inner + border + usize::from(!is_whole), proof.len())?;
-    let (start, path) = match proof.split_first() {
-        Some((first, rest)) if !is_whole => (first, rest),
-        _ => (old_root, proof),
-    };
-    let (inside, along_the_border) = path.split_at(inner);
-    let index = (old_size - 1) >> shift;
-    if climb_border(climb_right(*start, inside, index), along_the_border) != *old_root {
+    let path = ConsistencyPath::of(old_size, new_size, proof)?;
+    if path.old_root(old_root) != *old_root {
         return Err(ProofError::OldRootMismatch);
     }
-    if climb_border(climb(*start, inside, index), along_the_border) != *new_root {
+    if path.new_root(old_root) != *new_root {
         return Err(ProofError::RootMismatch);
     }
     Ok(())
+}
+
+/// The root over the first `old_size` leaves that a consistency proof states by itself; nothing is verified by that.
+///
+/// `None` for a proof of another length than the sizes demand, and where the proof leaves the old root out: for equal
+/// sizes and for powers of two.
+pub fn stated_old_root(old_size: u64, new_size: u64, proof: &[Hash]) -> Option<Hash> {
+    if old_size == 0 || old_size >= new_size {
+        return None;
+    }
+    let path = ConsistencyPath::of(old_size, new_size, proof).ok()?;
+    path.start.map(|start| path.old_root(start))
+}
+
+/// A consistency proof, taken apart.
+///
+/// It starts at the largest complete subtree that ends where the old tree ends. Where that subtree is the whole old
+/// tree, its hash is the old root and is left out of the proof.
+struct ConsistencyPath<'a> {
+    start: Option<&'a Hash>,
+    inside: &'a [Hash],
+    along_the_border: &'a [Hash],
+    index: u64,
+}
+
+impl<'a> ConsistencyPath<'a> {
+    /// The sizes are neither 0 nor equal, and the old one is the smaller.
+    fn of(old_size: u64, new_size: u64, proof: &'a [Hash]) -> Result<Self, ProofError> {
+        let shift = old_size.trailing_zeros();
+        let (inner, border) = path_lengths(old_size - 1, new_size);
+        let inner = inner - shift as usize;
+        let is_whole = old_size == 1 << shift;
+        expect_length(inner + border + usize::from(!is_whole), proof.len())?;
+        let (start, path) = match proof.split_first() {
+            Some((first, rest)) if !is_whole => (Some(first), rest),
+            _ => (None, proof),
+        };
+        let (inside, along_the_border) = path.split_at(inner);
+        Ok(Self {
+            start,
+            inside,
+            along_the_border,
+            index: (old_size - 1) >> shift,
+        })
+    }
+
+    fn old_root(&self, whole: &Hash) -> Hash {
+        let start = *self.start.unwrap_or(whole);
+        climb_border(climb_right(start, self.inside, self.index), self.along_the_border)
+    }
+
+    fn new_root(&self, whole: &Hash) -> Hash {
+        let start = *self.start.unwrap_or(whole);
+        climb_border(climb(start, self.inside, self.index), self.along_the_border)
+    }
 }
 
 /// The lengths of a leaf's path: below the point where it meets the tree's right border, and along that border.

@@ -29,8 +29,9 @@ use crate::fs::{self, Access as FileAccess, FsError};
 pub const TENANT_HEADER: &str = "x-stella-tenant";
 
 /// The methods of ours that concern no tenant.
-const WITHOUT_TENANT: [&str; 3] = [
+const WITHOUT_TENANT: [&str; 4] = [
     "/stella.verifier.v1.VerifierService/CosignCheckpoint",
+    "/stella.verifier.v1.VerifierService/ReportFork",
     "/stella.verifier.v1.VerifierService/GetTrustRoots",
     "/stella.signer.v1.SignerService/WatchKeys",
 ];

@@ -11,6 +11,7 @@ pub mod access;
 pub mod client;
 pub mod config;
 mod door;
+pub mod forks;
 pub mod fs;
 pub mod idempotency;
 mod listener;

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use stella_attest::digest::Digest;
 use stella_attest::evidence::LogEntry;
+use stella_attest::fork::ForkProof;
 use stella_attest::key::VerifyingKey;
 use stella_attest::merkle::Hash;
 use stella_attest::note::NoteKey;
+use tokio::sync::watch;
 
 /// A signature that is to be logged.
 #[derive(Clone, Debug)]
@@ -29,19 +31,33 @@ pub trait TransparencyLog: Send + Sync {
     /// Logs a signature and returns when the entry is durable and all that the log's proof needs is there.
     ///
     /// The same submission again returns the same entry, with a proof that may be newer.
+    ///
+    /// # Errors
+    /// [`LogError`]. After those that say so the entry may be in the log: submit it again.
     async fn submit(&self, submission: Submission) -> Result<LogEntry, LogError>;
 
     /// The log's id in Sigstore bundles.
     fn log_id(&self) -> [u8; 32];
 
     /// Refuses a key whose signatures this log cannot hold, so that a configuration fails and not the first signature.
+    ///
+    /// # Errors
+    /// [`LogError::KeyNotLoggable`].
     fn accepts(&self, key: &VerifyingKey) -> Result<(), LogError>;
+
+    /// The fork that was seen of the log, if it is one that is held against its earlier self here.
+    fn forks(&self) -> Option<Forks> {
+        None
+    }
 
     /// True if the log takes whole envelopes, so that [`Submission::envelope`] must be there when it is asked again.
     fn takes_envelopes(&self) -> bool {
         false
     }
 }
+
+/// The fork of a log that its client has seen, now and whenever that changes: none while the log is trusted.
+pub type Forks = watch::Receiver<Option<Arc<ForkProof>>>;
 
 /// Someone who remembers how a log looked, and cosigns what extends it.
 #[async_trait]
@@ -53,6 +69,9 @@ pub trait Witness: Send + Sync {
     ///
     /// `proof` is the RFC 6962 consistency proof, empty for `old_size` 0 or that of the checkpoint. Returns signature
     /// lines, each ended by a newline.
+    ///
+    /// # Errors
+    /// [`WitnessError`].
     async fn cosign(&self, old_size: u64, proof: &[Hash], checkpoint: &str) -> Result<String, WitnessError>;
 }
 

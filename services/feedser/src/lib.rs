@@ -30,7 +30,9 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use stella_attest::key::VerifyingKey;
 use stella_proto::feedser::v1::feedser_service_server::FeedserServiceServer;
+use stella_serve::forks::report;
 use stella_serve::shell::{ServiceSet, Shell};
+use stella_tlog::forks::show_all;
 use tonic::service::Routes;
 
 pub use config::Config;
@@ -54,9 +56,17 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
     let receipt_keys = receipt_keys(&config)?;
     let store = open(&mut config).await?;
     let timeout = config.limits.upstream_timeout();
-    let verifier = Verifier::of(shell.upstream("verifier", &config.verifier), timeout);
+    let judge = shell.upstream("verifier", &config.verifier);
+    let verifier = Verifier::of(judge.clone(), timeout);
     let signer = Signer::of(shell.upstream("signer", &config.signer), timeout);
     let logs = tokio::task::spawn_blocking(move || Logs::open(&config.logs)).await??;
+    for (log_id, forks) in logs.forks() {
+        let judge = judge.clone();
+        tokio::spawn(show_all(log_id, forks, move |fork| {
+            let judge = judge.clone();
+            async move { report(&judge, &fork).await }
+        }));
+    }
     let feedser = Feedser::new(store, verifier, signer, receipt_keys, logs, config.limits);
     let feedser = Arc::new(feedser);
     let server = FeedserServiceServer::new(FeedserApi::new(Arc::clone(&feedser)))

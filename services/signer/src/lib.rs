@@ -31,10 +31,12 @@ use stella_attest::checkpoint;
 use stella_attest::history::{HistoryKey, KeyState};
 use stella_attest::timestamp::Timestamp;
 use stella_proto::signer::v1::signer_service_server::SignerServiceServer;
+use stella_serve::forks::report;
 use stella_serve::shell::{ServiceSet, Shell};
 use stella_serve::upstream::Upstream;
 use stella_tlog::embedded::EmbeddedLog;
 use stella_tlog::face::Face;
+use stella_tlog::forks::show_all;
 use tonic::service::Routes;
 
 pub use config::Config;
@@ -63,8 +65,16 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut shell = Shell::start("signer", &config.server, &config.access, &config.telemetry)?;
     let face = open_face(&mut shell, &config)?;
     let upstream = shell.upstream("verifier", &config.verifier);
+    let verifier = upstream.clone();
     let opened = tokio::task::spawn_blocking(move || open(&config, &upstream)).await??;
     let (signer, log, unfinished) = opened;
+    for (log_id, forks) in signer.forks() {
+        let verifier = verifier.clone();
+        tokio::spawn(show_all(log_id, forks, move |fork| {
+            let verifier = verifier.clone();
+            async move { report(&verifier, &fork).await }
+        }));
+    }
     let face = face
         .zip(log.clone())
         .map(|(face, log)| tokio::spawn(face.serve(log, shell.shutdown())));

@@ -11,7 +11,7 @@ use futures_util::future::{join, join_all};
 use stella_attest::evidence::LogEntry;
 use stella_attest::key::VerifyingKey;
 use stella_tlog::tsa::{Stamped, TimestampAuthority};
-use stella_tlog::{LogError, Submission, TransparencyLog};
+use stella_tlog::{Forks, LogError, Submission, TransparencyLog};
 
 use crate::error::Error;
 
@@ -94,6 +94,14 @@ impl Logs {
     /// True if one of the logs takes whole envelopes: what a crash leaves unlogged must then be kept as a whole.
     pub(crate) fn take_envelopes(&self) -> bool {
         self.logs.iter().any(|log| log.takes_envelopes())
+    }
+
+    /// The logs elsewhere whose history is watched, by their ids.
+    pub(crate) fn forks(&self) -> Vec<([u8; 32], Forks)> {
+        let watched = self.logs.iter();
+        watched
+            .filter_map(|log| Some((log.log_id(), log.forks()?)))
+            .collect()
     }
 
     /// True if the entry is of the log in this process.

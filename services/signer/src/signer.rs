@@ -25,7 +25,7 @@ use stella_attest::note::{Note, NoteKey};
 use stella_attest::pattern;
 use stella_attest::statement::PAYLOAD_TYPE;
 use stella_attest::timestamp::Timestamp;
-use stella_tlog::Submission;
+use stella_tlog::{Forks, Submission};
 use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 
 use crate::audit::record::{CallId, Draft, Intent, LoggedAt, RecordedKey};
@@ -152,6 +152,11 @@ impl Signer {
     /// The history of the keys.
     pub fn ledger(&self) -> &Ledger {
         &self.parts.ledger
+    }
+
+    /// The logs elsewhere whose history is watched, by their ids.
+    pub fn forks(&self) -> Vec<([u8; 32], Forks)> {
+        self.parts.logs.forks()
     }
 
     fn now(&self) -> Timestamp {

@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::follow::Follower;
 use crate::roots::Roots;
 use crate::verifier::{Judged, Shared, Verifier};
-use crate::wire::{read_cosign, read_gate, read_order, write_decision, write_verdict};
+use crate::wire::{read_cosign, read_fork, read_gate, read_order, write_decision, write_verdict};
 use crate::witness::{Witness, WitnessError};
 
 /// Most items of one message.
@@ -266,6 +266,27 @@ impl VerifierService for VerifierApi {
             .map_err(Error::Witness)?;
         Ok(Response::new(pb::CosignCheckpointResponse {
             cosignatures: answer.line,
+        }))
+    }
+
+    async fn report_fork(
+        &self,
+        request: Request<pb::ReportForkRequest>,
+    ) -> Result<Response<pb::ReportForkResponse>, Status> {
+        let fork = read_fork(request.get_ref())?;
+        let service = Arc::clone(&self.0);
+        let taking = tokio::task::spawn_blocking(move || {
+            let taken = service.witness.take(fork, &service.roots.current());
+            // A log is distrusted even if that could not be kept.
+            if matches!(taken, Ok(_) | Err(WitnessError::Storage(_))) {
+                service.roots.distrust(service.witness.forked());
+            }
+            taken
+        });
+        let log_id = taking.await.map_err(|_| Error::CutOff)?.map_err(Error::Witness)?;
+        Ok(Response::new(pb::ReportForkResponse {
+            log_id: hex::encode(log_id),
+            trust_roots_digest: self.0.roots.current().digest().to_string(),
         }))
     }
 }

@@ -10,13 +10,14 @@ use anyhow::Context as _;
 use serde_json::{Value, json};
 use stella_attest::canonical;
 use stella_attest::digest::Digest;
+use stella_attest::fork::ForkProof;
 use stella_attest::json::{self, Limits};
 use stella_attest::merkle::Hash;
 use stella_attest::note::MAX_NOTE;
 use stella_serve::fs::{self, Access};
 
-/// Most bytes of a head's file: two notes, each character of which may be escaped, and a little more.
-const MAX_FILE: u64 = 4 * MAX_NOTE as u64 + 4_096;
+/// Most bytes of a head's file: three notes, each character of which may be escaped, a proof, and a little more.
+const MAX_FILE: u64 = 6 * MAX_NOTE as u64 + 16_384;
 
 /// The last state of a log that was cosigned.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,8 +32,8 @@ pub(crate) struct Head {
     pub(crate) root: Hash,
     /// The signed note that said so.
     pub(crate) checkpoint: String,
-    /// The note that contradicts it, once one was seen.
-    pub(crate) fork: Option<String>,
+    /// The proof that the log was forked, once one was seen.
+    pub(crate) fork: Option<ForkProof>,
 }
 
 impl Head {
@@ -97,8 +98,9 @@ impl Heads {
     /// # Errors
     /// The file could not be written. The old head stays, but a fork is remembered for as long as the process runs.
     pub(crate) fn keep(&mut self, head: Head) -> anyhow::Result<()> {
+        let fork = head.fork.as_ref().map(ForkProof::to_value);
         let document = json!({
-            "checkpoint": head.checkpoint, "fork": head.fork, "logId": hex::encode(head.log_id),
+            "checkpoint": head.checkpoint, "fork": fork, "logId": hex::encode(head.log_id),
             "origin": head.origin, "root": hex::encode(head.root), "size": head.size,
         });
         let path = self.dir.join(format!("{}.json", head.name().hex()));
@@ -130,7 +132,7 @@ fn read(path: &Path) -> anyhow::Result<Head> {
         checkpoint: text("checkpoint")?.to_owned(),
         fork: match &document["fork"] {
             Value::Null => None,
-            _ => Some(text("fork")?.to_owned()),
+            fork => Some(ForkProof::from_value(fork).context("`fork` is malformed")?),
         },
     };
     let is_named = path.file_stem().is_some_and(|stem| *stem == *head.name().hex());

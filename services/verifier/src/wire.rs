@@ -5,7 +5,9 @@ use serde_json::Value;
 use stella_attest::canonical;
 use stella_attest::digest::Digest;
 use stella_attest::event::Event;
+use stella_attest::fork::ForkProof;
 use stella_attest::json::{self, Limits};
+use stella_attest::merkle::Hash;
 use stella_attest::policy::Decision;
 use stella_attest::report::{Report, Status as CheckStatus};
 use stella_attest::timestamp::Timestamp;
@@ -133,26 +135,42 @@ fn read_chain(chain: &[pb::ChainEvidence], field: &'static str) -> Result<Vec<Ch
 
 /// A request to cosign.
 pub(crate) fn read_cosign(request: &pb::CosignCheckpointRequest) -> Result<witness::Order, Error> {
+    Ok(witness::Order {
+        old_size: request.old_size,
+        proof: read_proof(&request.consistency_proof)?,
+        checkpoint: request.checkpoint.to_vec(),
+    })
+}
+
+pub(crate) fn read_fork(request: &pb::ReportForkRequest) -> Result<ForkProof, Error> {
+    let note = |field, note: &[u8]| {
+        let expected = "a signed note";
+        String::from_utf8(note.to_vec()).map_err(|_| Error::Malformed { field, expected })
+    };
+    Ok(ForkProof {
+        first: note("first", &request.first)?,
+        second: note("second", &request.second)?,
+        root: Hash::try_from(&request.root[..]).map_err(|_| Error::Malformed {
+            field: "root",
+            expected: "a hash of 32 bytes",
+        })?,
+        consistency: read_proof(&request.consistency_proof)?,
+    })
+}
+
+fn read_proof(nodes: &[Bytes]) -> Result<Vec<Hash>, Error> {
     let field = "consistency_proof";
-    if request.consistency_proof.len() > MAX_PROOF {
+    if nodes.len() > MAX_PROOF {
         return Err(Error::TooMany {
             field,
-            found: request.consistency_proof.len(),
+            found: nodes.len(),
             max: MAX_PROOF,
         });
     }
-    let nodes = request
-        .consistency_proof
-        .iter()
-        .map(|node| <[u8; 32]>::try_from(&node[..]));
-    let proof = nodes.collect::<Result<_, _>>().map_err(|_| Error::Malformed {
+    let nodes = nodes.iter().map(|node| Hash::try_from(&node[..]));
+    nodes.collect::<Result<_, _>>().map_err(|_| Error::Malformed {
         field,
         expected: "nodes of 32 bytes",
-    })?;
-    Ok(witness::Order {
-        old_size: request.old_size,
-        proof,
-        checkpoint: request.checkpoint.to_vec(),
     })
 }
 

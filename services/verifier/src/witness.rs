@@ -2,12 +2,14 @@
 //!
 //! It compares with the size and root that it keeps per log, so a log can be neither forked nor shortened without the
 //! witness seeing it. What it has cosigned is durable before the cosignature leaves the process. A second root for one
-//! size is proof of a fork: the log is distrusted from then on, in the trust roots themselves.
+//! size is proof of a fork, and others who see one show their proof: the log is distrusted from then on, in the trust
+//! roots themselves.
 
 use std::sync::{Mutex, PoisonError};
 
 use stella_attest::checkpoint::{Checkpoint, CheckpointError};
 use stella_attest::cosignature;
+use stella_attest::fork::{ForkError, ForkProof};
 use stella_attest::key::SigningKey;
 use stella_attest::merkle::{self, Hash};
 use stella_attest::note::{Note, NoteError, NoteKey};
@@ -57,6 +59,12 @@ pub enum WitnessError {
     /// Another root for a size that was cosigned already.
     #[error("another root for size {0} was cosigned already")]
     Fork(u64),
+    /// No trusted log signed the first checkpoint of a fork.
+    #[error("no trusted log signed the first checkpoint")]
+    ForkOfUnknownLog,
+    /// What was shown is no proof of a fork.
+    #[error("this is no proof of a fork: {0}")]
+    NoFork(#[source] ForkError),
     /// The witness cannot remember, so it does not cosign.
     #[error("the witness cannot keep its state")]
     Storage(#[source] anyhow::Error),
@@ -74,6 +82,7 @@ impl WitnessError {
                 refuse_field(Code::InvalidArgument, "CHECKPOINT_MALFORMED", "checkpoint", text)
             }
             Self::UnknownLog => refuse_field(Code::FailedPrecondition, "LOG_UNKNOWN", "checkpoint", text),
+            Self::ForkOfUnknownLog => refuse_field(Code::FailedPrecondition, "LOG_UNKNOWN", "first", text),
             Self::Signature(cause) => {
                 refuse_field(Code::FailedPrecondition, cause.reason(), "checkpoint", text)
             }
@@ -97,6 +106,20 @@ impl WitnessError {
             }
             Self::Inconsistent => refuse_field(Code::FailedPrecondition, "CONSISTENCY_INVALID", PROOF, text),
             Self::Fork(_) => refuse(Code::FailedPrecondition, "LOG_FORK", text),
+            Self::NoFork(cause) => {
+                let (reason, field) = match cause {
+                    ForkError::Note { field, .. } => ("CHECKPOINT_MALFORMED", *field),
+                    ForkError::Checkpoint { field, source } => (source.reason(), *field),
+                    ForkError::OtherTree => ("FORK_UNPROVEN", "second"),
+                    ForkError::Unproven(_) => ("CONSISTENCY_INVALID", PROOF),
+                    ForkError::NoFork => ("FORK_UNPROVEN", "root"),
+                };
+                let code = match reason {
+                    "CHECKPOINT_MALFORMED" => Code::InvalidArgument,
+                    _ => Code::FailedPrecondition,
+                };
+                refuse_field(code, reason, field, text)
+            }
             Self::Storage(_) => refuse(Code::Unavailable, "WITNESS_STATE_UNAVAILABLE", text),
             Self::Signing(_) => refuse(Code::Internal, "WITNESS_KEY_FAILED", text),
         }
@@ -170,13 +193,14 @@ impl Witness {
         match (extends(&checkpoint, kept.as_ref(), order), kept) {
             (Ok(()), _) => {}
             (Err(WitnessError::Fork(size)), Some(kept)) => {
-                error!(
-                    origin = %checkpoint.origin, log_id = %hex::encode(log_id), size, reason = "LOG_FORK",
-                    "two signed roots for one size; the log is distrusted"
-                );
-                metrics::counter!("stella_log_forks_total").increment(1);
-                let fork = Some(note.to_string());
-                if let Err(cause) = heads.keep(Head { fork, ..kept }) {
+                let fork = ForkProof {
+                    first: kept.checkpoint.clone(),
+                    second: note.to_string(),
+                    root: checkpoint.root,
+                    consistency: Vec::new(),
+                };
+                let detail = "two signed roots for one size; the log is distrusted";
+                if let Err(cause) = distrust(&mut heads, kept, fork, size, detail) {
                     error!(
                         error = format!("{cause:#}"),
                         "the fork is not kept; a restart would forget it"
@@ -201,6 +225,65 @@ impl Witness {
         info!(%origin, size, "checkpoint cosigned");
         Ok(Answer { line })
     }
+}
+
+impl Witness {
+    /// Takes a fork that somebody else saw; the id of its log, which is in [`forked`](Self::forked) from then on. Blocks
+    /// until it is durable.
+    ///
+    /// # Errors
+    /// [`WitnessError::ForkOfUnknownLog`], [`WitnessError::NoFork`]; [`WitnessError::Storage`] if it could not be kept: the log
+    /// is distrusted then, too, for as long as this process runs.
+    pub(crate) fn take(&self, fork: ForkProof, roots: &TrustRoots) -> Result<[u8; 32], WitnessError> {
+        let mut refused = WitnessError::ForkOfUnknownLog;
+        for log in roots.logs() {
+            match fork.verify(&log.key) {
+                Ok((first, second)) => {
+                    let log_id = log.key.log_id;
+                    let mut heads = self.heads.lock().unwrap_or_else(PoisonError::into_inner);
+                    let kept = heads.get(&first.origin, &log_id).cloned();
+                    if let Some(known) = kept.as_ref().filter(|head| head.fork.is_some()) {
+                        // The disk may have been full when it was seen.
+                        heads.keep(known.clone()).map_err(WitnessError::Storage)?;
+                        return Ok(log_id);
+                    }
+                    let kept = kept.unwrap_or(Head {
+                        origin: first.origin,
+                        log_id,
+                        size: first.size,
+                        root: first.root,
+                        checkpoint: fork.first.clone(),
+                        fork: None,
+                    });
+                    let detail = "a fork of the log was proven by who saw it; the log is distrusted";
+                    distrust(&mut heads, kept, fork, second.size, detail).map_err(WitnessError::Storage)?;
+                    return Ok(log_id);
+                }
+                // A key that signed neither checkpoint is of another log.
+                Err(ForkError::Checkpoint { field: "first", .. }) => {}
+                Err(error) => refused = WitnessError::NoFork(error),
+            }
+        }
+        Err(refused)
+    }
+}
+
+/// Keeps the proof that the log of `kept` was forked.
+fn distrust(
+    heads: &mut Heads,
+    kept: Head,
+    fork: ForkProof,
+    size: u64,
+    detail: &'static str,
+) -> anyhow::Result<()> {
+    error!(
+        origin = %kept.origin, log_id = %hex::encode(kept.log_id), size, reason = "LOG_FORK", "{detail}"
+    );
+    metrics::counter!("stella_log_forks_total").increment(1);
+    heads.keep(Head {
+        fork: Some(fork),
+        ..kept
+    })
 }
 
 /// Finds the trusted log that signed the note.

@@ -15,7 +15,8 @@ use stella_attest::key::VerifyingKey;
 use stella_attest::statement;
 use stella_proto::signer::v1 as signer_pb;
 use stella_proto::signer::v1::signer_service_client::SignerServiceClient;
-use stella_testkit::peers::{RekorV1, RekorV2, Tsa};
+use stella_proto::status::reason;
+use stella_testkit::peers::{RekorV1, RekorV2, RekorV2Options, Tsa};
 use stella_testkit::stack::{Ended, Stack};
 use stella_testkit::tools::built;
 
@@ -131,6 +132,71 @@ fn what_we_log_in_rekor_v2_is_dated_by_witness_and_authority_and_verified_by_cos
     let mut sources: Vec<&str> = times.iter().filter_map(|time| time["source"].as_str()).collect();
     sources.sort_unstable();
     assert_eq!(sources, ["rfc3161", "witness"], "{report}");
+}
+
+/// The log that the Signer writes to shows another tree: nothing more is signed, and the Verifier believes nothing of it.
+#[test]
+fn a_rekor_v2_that_was_forked_is_distrusted_by_the_verifier_as_soon_as_the_signer_sees_it() {
+    let (Some(rekor), Some(home)) = (RekorV2::start(RekorV2Options::default()), Cosign::new()) else {
+        return;
+    };
+    let stack = on_v2(&rekor, &home.file(""), &[]);
+    let blob = stack.write("blob", "what we sign");
+    let attest = |stack: &Stack, name: &str| stack.attest("vex", &blob, &json!({"statements": [name]}), name);
+    let bundles = ["one", "two", "three"].map(|name| attest(&stack, name));
+    let roots = stack.file("roots.json");
+    let export = |stack: &Stack| {
+        stack.stella(&["trust", "export", "-o", &text(&roots)]).ok();
+    };
+    export(&stack);
+    assert_eq!(judged(&stack, &bundles[0], &blob, &roots), [""; 0]);
+
+    let other = rekor.another(RekorV2Options::default());
+    let elsewhere = on_v2(&other, &home.file(""), &[]);
+    for name in ["a", "b", "c", "d"] {
+        let blob = elsewhere.write("blob", "what others sign");
+        elsewhere.attest("vex", &blob, &json!({"statements": [name]}), name);
+    }
+    let config = stack.dir().join("signer/signer.toml");
+    let written = std::fs::read_to_string(&config).expect("the Signer's configuration");
+    let moved = written
+        .replace(&rekor.url, &other.url)
+        .replace(&rekor.tiles_url, &other.tiles_url);
+    assert_ne!(moved, written);
+    std::fs::write(&config, moved).expect("writes");
+    let (before, verifier) = (stack.log("signer").len(), stack.log("verifier").len());
+    stack.kill("signer");
+    stack.wait_for_log("signer", before, " serving service=");
+
+    let (predicate, bundle) = (
+        stack.write("predicate", "{\"statements\":[\"four\"]}"),
+        stack.file("four.json"),
+    );
+    let (blob_file, predicate, bundle) = (text(&blob), text(&predicate), text(&bundle));
+    let sign = [
+        "attest",
+        "--type",
+        "vex",
+        "--subject",
+        &blob_file,
+        "--predicate",
+        &predicate,
+        "-o",
+        &bundle,
+    ];
+    let refused = stack.stella(&sign);
+    assert!(
+        refused.code != 0 && refused.stderr.contains("LOG_FORK"),
+        "{refused:?}"
+    );
+    stack.wait_for_log("verifier", verifier, "a fork of the log was proven by who saw it");
+    stack.wait_for_log("signer", before, "the proof of the log's fork was taken");
+    assert_eq!(stack.counter("verifier", "stella_log_forks_total"), 1);
+    export(&stack);
+    assert_eq!(
+        judged(&stack, &bundles[0], &blob, &roots),
+        ["CHECKPOINT:LOG_DISTRUSTED"]
+    );
 }
 
 #[test]
@@ -265,6 +331,52 @@ fn an_envelope_that_a_crash_left_unlogged_is_logged_once() {
         .as_ref()
         .map(|proof| proof.tree_size);
     assert_eq!(size, Some(1), "it was logged once");
+}
+
+/// Its key is retired while the log is away: nobody has seen the signature, and nobody will.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_signature_that_was_not_logged_before_its_key_was_retired_is_refused_by_name() {
+    let Some(mut rekor) = RekorV2::start(RekorV2Options::default()) else {
+        return;
+    };
+    let home = tempfile::tempdir().expect("a directory");
+    let stack = on_v2(&rekor, home.path(), &[]);
+    let config = stack.dir().join("signer/signer.toml");
+    let written = std::fs::read_to_string(&config).expect("the Signer's configuration");
+    let hasty = written.replace("[[rekor]]", "[[rekor]]\ntimeout_ms = 1500");
+    std::fs::write(&config, hasty).expect("writes");
+    let before = stack.log("signer").len();
+    stack.kill("signer");
+    stack.wait_for_log("signer", before, " serving service=");
+
+    let payload = statement::build(
+        "blob",
+        &Digest::of(b"blob"),
+        statement::OPENVEX,
+        json!({"statements": []}),
+    );
+    let sign = |idempotency_key: &str| signer_pb::SignRequest {
+        payload: payload.clone().into(),
+        idempotency_key: idempotency_key.to_owned(),
+        ..signer_pb::SignRequest::default()
+    };
+    let mut signer = SignerServiceClient::new(stack.channel("signer").await);
+    rekor.kill9();
+    let refused = signer
+        .sign(stack.request(sign("one")))
+        .await
+        .expect_err("the log is away");
+    assert_eq!(reason(&refused).as_deref(), Some("LOG_UNAVAILABLE"));
+    let keys = text(&stack.dir().join("signer/keys"));
+    stack.stella(&["keys", "generate", "--key-dir", &keys]).ok();
+    stack.stella(&["keys", "rotate"]).ok();
+    rekor.restart();
+    for round in ["once", "again"] {
+        let refused = signer.sign(stack.request(sign("one"))).await.expect_err(round);
+        assert_eq!(reason(&refused).as_deref(), Some("KEY_RETIRED"), "{round}");
+    }
+    let signed = signer.sign(stack.request(sign("two"))).await;
+    assert!(signed.is_ok(), "the new key signs: {signed:?}");
 }
 
 /// What cosign signs with its own key, by the way that `signing` says.

@@ -134,6 +134,10 @@ mod tests {
                 "/stella.verifier.v1.VerifierService/CosignCheckpoint",
                 Some((false, false, false, false)),
             ),
+            (
+                "/stella.verifier.v1.VerifierService/ReportFork",
+                Some((false, false, false, false)),
+            ),
             ("/grpc.health.v1.Health/Check", Some((false, false, true, false))),
             ("/grpc.health.v1.Health/Watch", Some((true, true, true, false))),
             ("/stella.signer.v1.SignerService/Sign", None),
@@ -161,6 +165,6 @@ mod tests {
             .filter(|method| !method.open && !method.needs_tenant)
             .map(|method| &*method.path)
             .collect();
-        assert_eq!(without.len(), 3, "{without:?}");
+        assert_eq!(without.len(), 4, "{without:?}");
     }
 }

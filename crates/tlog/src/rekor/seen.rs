@@ -17,22 +17,25 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use stella_attest::checkpoint::Checkpoint;
+use stella_attest::fork::ForkProof;
 use stella_attest::json;
 use stella_attest::merkle::Hash;
 use stella_attest::note::Note;
 use stella_attest::trust::TrustedLog;
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{OwnedMutexGuard, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::OpenError;
-use crate::LogError;
+use crate::{Forks, LogError};
 
 /// How many roots are remembered, so that a size seen before need not be proven again.
 const REMEMBERED: usize = 4096;
-/// Largest state file.
-const MAX_FILE: usize = 4 << 20;
+/// Largest note that is kept: hundreds of times what logs and their witnesses write.
+const MAX_KEPT_NOTE: usize = 64 << 10;
 /// Most trees of one log: a Rekor v1 begins a new one every year or so.
 const MAX_TREES: usize = 64;
+/// Largest state file: the notes of all trees and of an alarm, each character of which may be escaped, and a proof.
+const MAX_FILE: usize = 2 * (MAX_TREES + 4) * MAX_KEPT_NOTE;
 /// The pause before a smaller tree is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
@@ -66,11 +69,46 @@ pub(super) fn invalid(reason: &'static str, detail: impl Into<String>) -> LogErr
     }
 }
 
+/// How a checkpoint is related to a smaller one.
+pub(super) enum Relation {
+    /// The smaller one is its beginning.
+    Extends,
+    /// It is not, as the log itself shows.
+    Differs(Option<Beginning>),
+}
+
+/// The beginning that a larger tree really has.
+pub(super) struct Beginning {
+    /// The root over as many leaves as the smaller tree has.
+    pub(super) root: Hash,
+    /// RFC 6962 consistency proof from there.
+    pub(super) proof: Vec<Hash>,
+}
+
+/// What keeps a log from being trusted, and the proof of it, if it is one that can be shown to others.
+struct Alarm {
+    error: LogError,
+    fork: Option<ForkProof>,
+}
+
+impl From<LogError> for Alarm {
+    fn from(error: LogError) -> Self {
+        Self { error, fork: None }
+    }
+}
+
 /// Asks the log about its history.
+///
+/// All methods fail as those of [`LogReader`](super::LogReader) do.
 #[async_trait]
 pub(super) trait History: Send + Sync {
-    /// Whether `old` is the beginning of `new`, both of one tree and neither empty; false only if that was shown.
-    async fn extends(&self, old: &Checkpoint, new: &Checkpoint, deadline: Instant) -> Result<bool, LogError>;
+    /// How `new` is related to `old`, which is of the same tree, smaller, and not empty.
+    async fn relation(
+        &self,
+        old: &Checkpoint,
+        new: &Checkpoint,
+        deadline: Instant,
+    ) -> Result<Relation, LogError>;
 
     /// The newest checkpoint that the log shows.
     async fn current(&self, deadline: Instant) -> Result<Signed, LogError>;
@@ -97,6 +135,8 @@ pub(super) struct Seen {
     view: Arc<Mutex<View>>,
     /// Held by whoever compares and keeps.
     gate: Arc<tokio::sync::Mutex<()>>,
+    /// The fork that was seen, for as long as its alarm lasts.
+    forks: watch::Sender<Option<Arc<ForkProof>>>,
 }
 
 #[derive(Clone, Default)]
@@ -109,6 +149,8 @@ struct View {
     is_kept: bool,
     /// What raised it.
     evidence: String,
+    /// What proves it to others.
+    fork: Option<Arc<ForkProof>>,
 }
 
 impl View {
@@ -146,7 +188,8 @@ impl View {
                 LogError::Forked(detail) | LogError::RolledBack(detail) => detail.clone(),
                 other => other.to_string(),
             };
-            json!({"checkpoint": self.evidence, "detail": detail, "reason": alarm.reason()})
+            let fork = self.fork.as_ref().map(|fork| fork.to_value());
+            json!({"checkpoint": self.evidence, "detail": detail, "fork": fork, "reason": alarm.reason()})
         });
         json!({"alarm": alarm, "checkpoints": notes})
     }
@@ -182,6 +225,7 @@ impl Seen {
             log,
             stale_timeout,
             file,
+            forks: watch::Sender::new(view.fork.clone()),
             view: Arc::new(Mutex::new(view)),
             gate: Arc::default(),
         })
@@ -207,9 +251,15 @@ impl Seen {
                 "the state file was removed, the log is trusted anew"
             );
             *view = View::default();
+            self.forks.send_replace(None);
         }
         let sizes = view.trees.iter().map(|signed| &signed.checkpoint);
         Ok(Mark(sizes.map(|kept| (kept.origin.clone(), kept.size)).collect()))
+    }
+
+    /// The fork that was seen, now and whenever that changes.
+    pub(super) fn forks(&self) -> Forks {
+        self.forks.subscribe()
     }
 
     /// The newest checkpoint of the tree that is written to.
@@ -228,6 +278,10 @@ impl Seen {
         log: &dyn History,
         deadline: Instant,
     ) -> Result<(), LogError> {
+        if signed.note.len() > MAX_KEPT_NOTE {
+            let detail = format!("a checkpoint of {} bytes", signed.note.len());
+            return Err(invalid("CHECKPOINT_TOO_LARGE", detail));
+        }
         let waited = timeout_at(deadline, self.gate.clone().lock_owned()).await;
         let gate =
             waited.map_err(|_| LogError::Unavailable("its history could not be compared in time".into()))?;
@@ -243,8 +297,13 @@ impl Seen {
         let is_smaller = shown.size < mark.size(&shown.origin);
         match seen_root {
             Some(root) if root != shown.root => {
-                let detail = format!("it signed two roots for size {}", shown.size);
-                return Err(self.raise(LogError::Forked(detail), signed, gate).await);
+                let until = deadline.min(Instant::now() + self.stale_timeout);
+                let fork = match &known {
+                    Some(known) => contradiction(signed, known, log, until).await,
+                    None => None,
+                };
+                let error = two_roots(shown.size);
+                return Err(self.raise(Alarm { error, fork }, signed, gate).await);
             }
             // A size that was seen before may be what the log has shrunk to.
             Some(_) if !is_smaller => return Ok(()),
@@ -262,29 +321,29 @@ impl Seen {
                     "the tree `{}` took the place of the one seen before",
                     shown.origin
                 );
-                return Err(self.raise(LogError::Forked(detail), signed, gate).await);
+                return Err(self.raise(LogError::Forked(detail).into(), signed, gate).await);
             }
             return self.store(next, gate).await;
         };
-        let known = known.checkpoint;
         if is_smaller && let Some(alarm) = self.is_alarming(&known, log, deadline).await? {
             return Err(self.raise(alarm, signed, gate).await);
         }
-        let (old, new) = if shown.size < known.size {
-            (shown, &known)
+        let (old, new) = if shown.size < known.checkpoint.size {
+            (signed, &known)
         } else {
-            (&known, shown)
+            (&known, signed)
         };
-        let is_same_tree = match old.size {
-            0 => true,
-            size if size == new.size => old.root == new.root,
-            _ => log.extends(old, new, deadline).await?,
-        };
-        if !is_same_tree {
-            let detail = format!("its tree of {} does not extend the one of {}", new.size, old.size);
-            return Err(self.raise(LogError::Forked(detail), signed, gate).await);
+        if let Relation::Differs(beginning) =
+            relation(&old.checkpoint, &new.checkpoint, log, deadline).await?
+        {
+            let (old_size, new_size) = (old.checkpoint.size, new.checkpoint.size);
+            let error = LogError::Forked(format!(
+                "its tree of {new_size} does not extend the one of {old_size}"
+            ));
+            let fork = beginning.map(|beginning| fork_proof(old, new, beginning));
+            return Err(self.raise(Alarm { error, fork }, signed, gate).await);
         }
-        if shown.size > known.size {
+        if shown.size > known.checkpoint.size {
             self.keep(signed, gate).await
         } else {
             self.view().remember(shown);
@@ -303,33 +362,46 @@ impl Seen {
     /// Looks whether the log has really shrunk, or an old copy was read: the alarm, if it has.
     async fn is_alarming(
         &self,
-        known: &Checkpoint,
+        known: &Signed,
         log: &dyn History,
         deadline: Instant,
-    ) -> Result<Option<LogError>, LogError> {
+    ) -> Result<Option<Alarm>, LogError> {
+        let Signed {
+            checkpoint: known,
+            note,
+        } = known;
         let until = deadline.min(Instant::now() + self.stale_timeout);
         loop {
-            let mut current = log.current(deadline).await?.checkpoint;
-            if current.origin != known.origin {
+            let mut shown = log.current(deadline).await?;
+            if shown.checkpoint.origin != known.origin {
                 let Some(retired) = log.replaced(&known.origin, deadline).await? else {
                     let detail = format!(
                         "the tree `{}` took the place of the one seen before",
-                        current.origin
+                        shown.checkpoint.origin
                     );
-                    return Ok(Some(LogError::Forked(detail)));
+                    return Ok(Some(LogError::Forked(detail).into()));
                 };
-                current = retired.checkpoint;
+                shown = retired;
             }
+            let current = &shown.checkpoint;
             if current.size == known.size && current.root != known.root {
-                let detail = format!("it signed two roots for size {}", known.size);
-                return Ok(Some(LogError::Forked(detail)));
+                let fork = ForkProof {
+                    first: note.clone(),
+                    second: shown.note,
+                    root: current.root,
+                    consistency: Vec::new(),
+                };
+                return Ok(Some(Alarm {
+                    error: two_roots(known.size),
+                    fork: Some(fork),
+                }));
             }
             if current.size >= known.size {
                 return Ok(None);
             }
             if Instant::now() + LOOK_AGAIN >= until {
                 let detail = format!("it has {} entries and had {}", current.size, known.size);
-                return Ok(Some(LogError::RolledBack(detail)));
+                return Ok(Some(LogError::RolledBack(detail).into()));
             }
             sleep(LOOK_AGAIN).await;
         }
@@ -342,12 +414,19 @@ impl Seen {
     }
 
     /// Raises the alarm, which holds even if it cannot be written.
-    async fn raise(&self, alarm: LogError, signed: &Signed, gate: OwnedMutexGuard<()>) -> LogError {
-        tracing::error!(log = self.log.name(), file = ?self.file, reason = alarm.reason(), %alarm, "ALARM: this log is not trusted any more");
+    async fn raise(&self, alarm: Alarm, signed: &Signed, gate: OwnedMutexGuard<()>) -> LogError {
+        let Alarm { error: alarm, fork } = alarm;
+        let reason = alarm.reason();
+        tracing::error!(log = self.log.name(), file = ?self.file, reason, %alarm, "ALARM: this log is not trusted any more");
+        metrics::counter!("stella_log_alarms_total", "reason" => reason).increment(1);
         let mut next = self.view().clone();
         next.alarm = Some(alarm.clone());
         next.evidence = signed.note.clone();
+        // What a liar shows beside its two checkpoints need not hold.
+        let fork = fork.filter(|fork| fork.verify(&self.log.key).is_ok());
+        next.fork = fork.map(Arc::new);
         *self.view() = next.clone();
+        self.forks.send_replace(next.fork.clone());
         next.is_kept = true;
         if let Err(error) = self.store(next, gate).await {
             tracing::error!(log = self.log.name(), %error, "the alarm could not be written");
@@ -376,6 +455,57 @@ impl Seen {
     }
 }
 
+fn two_roots(size: u64) -> LogError {
+    LogError::Forked(format!("it signed two roots for size {size}"))
+}
+
+/// How `new` is related to `old`, which is of the same tree and no larger.
+async fn relation(
+    old: &Checkpoint,
+    new: &Checkpoint,
+    log: &dyn History,
+    deadline: Instant,
+) -> Result<Relation, LogError> {
+    if old.size == 0 || (old.size, old.root) == (new.size, new.root) {
+        return Ok(Relation::Extends);
+    }
+    if old.size == new.size {
+        return Ok(Relation::Differs(Some(Beginning {
+            root: new.root,
+            proof: Vec::new(),
+        })));
+    }
+    log.relation(old, new, deadline).await
+}
+
+fn fork_proof(old: &Signed, new: &Signed, beginning: Beginning) -> ForkProof {
+    ForkProof {
+        first: old.note.clone(),
+        second: new.note.clone(),
+        root: beginning.root,
+        consistency: beginning.proof,
+    }
+}
+
+/// The proof that `shown`, which has another root than was seen for its size, and `known` are a fork; none if the log
+/// does not show it.
+async fn contradiction(
+    shown: &Signed,
+    known: &Signed,
+    log: &dyn History,
+    deadline: Instant,
+) -> Option<ForkProof> {
+    let (old, new) = if shown.checkpoint.size <= known.checkpoint.size {
+        (shown, known)
+    } else {
+        (known, shown)
+    };
+    match relation(&old.checkpoint, &new.checkpoint, log, deadline).await {
+        Ok(Relation::Differs(Some(beginning))) => Some(fork_proof(old, new, beginning)),
+        _ => None,
+    }
+}
+
 /// True if the log says that it has replaced the tree of `seen`, and what it shows of that tree extends `seen`.
 async fn is_retired(seen: &Checkpoint, log: &dyn History, deadline: Instant) -> Result<bool, LogError> {
     let Some(last) = log.replaced(&seen.origin, deadline).await? else {
@@ -384,7 +514,10 @@ async fn is_retired(seen: &Checkpoint, log: &dyn History, deadline: Instant) -> 
     let last = last.checkpoint;
     match seen.size {
         0 => Ok(true),
-        size if size < last.size => log.extends(seen, &last, deadline).await,
+        size if size < last.size => {
+            let relation = log.relation(seen, &last, deadline).await?;
+            Ok(matches!(relation, Relation::Extends))
+        }
         size => Ok((size, seen.root) == (last.size, last.root)),
     }
 }
@@ -402,7 +535,7 @@ fn write(file: &Path, bytes: &[u8]) -> io::Result<()> {
 fn read_state(bytes: &[u8], log: &TrustedLog) -> Result<View, String> {
     let limits = json::Limits {
         bytes: MAX_FILE,
-        depth: 4,
+        depth: 5,
         ..json::Limits::default()
     };
     let state = json::parse(bytes, &limits).map_err(|error| error.to_string())?;
@@ -426,5 +559,11 @@ fn read_state(bytes: &[u8], log: &TrustedLog) -> Result<View, String> {
     };
     view.is_kept = view.alarm.is_some();
     view.evidence = alarm["checkpoint"].as_str().unwrap_or_default().to_owned();
+    view.fork = match &alarm["fork"] {
+        Value::Null => None,
+        fork => Some(Arc::new(
+            ForkProof::from_value(fork).ok_or("its fork is malformed")?,
+        )),
+    };
     Ok(view)
 }

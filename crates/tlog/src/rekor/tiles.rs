@@ -24,10 +24,10 @@ use stella_attest::trust::TrustedLog;
 use stella_attest::verify;
 use tokio::time::{Instant, sleep};
 
-use super::seen::{History, Seen, Signed, invalid};
+use super::seen::{Beginning, History, Relation, Seen, Signed, invalid};
 use super::{LogReader, OpenError, RekorConfig, log_error, open_http};
-use crate::LogError;
 use crate::http::{Http, Request, jittered};
+use crate::{Forks, LogError};
 
 /// Full tiles that are cached: 8 KiB each.
 const CACHED_TILES: usize = 1024;
@@ -111,6 +111,10 @@ impl TileReader {
 impl LogReader for TileReader {
     fn log_id(&self) -> [u8; 32] {
         self.tiles.log.key.log_id
+    }
+
+    fn forks(&self) -> Option<Forks> {
+        Some(self.seen.forks())
     }
 
     async fn entry_by_index(&self, index: u64) -> Result<LogEntry, LogError> {
@@ -440,9 +444,18 @@ impl Cache {
 #[async_trait]
 impl History for Tiles {
     /// The prefix of `new` is made from tiles that lead to its root, so that another one is proof of a fork.
-    async fn extends(&self, old: &Checkpoint, new: &Checkpoint, deadline: Instant) -> Result<bool, LogError> {
-        let (_, root) = self.consistency(old.size, new, deadline).await?;
-        Ok(root == old.root)
+    async fn relation(
+        &self,
+        old: &Checkpoint,
+        new: &Checkpoint,
+        deadline: Instant,
+    ) -> Result<Relation, LogError> {
+        let (proof, root) = self.consistency(old.size, new, deadline).await?;
+        Ok(if root == old.root {
+            Relation::Extends
+        } else {
+            Relation::Differs(Some(Beginning { root, proof }))
+        })
     }
 
     async fn current(&self, deadline: Instant) -> Result<Signed, LogError> {

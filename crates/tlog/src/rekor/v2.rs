@@ -27,7 +27,7 @@ use super::seen::{Signed, invalid};
 use super::tiles::TileReader;
 use super::{LogReader, OpenError, RekorConfig, log_error, open_http, refused};
 use crate::http::{Http, Request};
-use crate::{LogError, Submission, TransparencyLog, Witness};
+use crate::{Forks, LogError, Submission, TransparencyLog, Witness};
 
 /// Largest answer: one entry with its proof.
 const MAX_ANSWER: usize = 1 << 20;
@@ -178,6 +178,10 @@ impl TransparencyLog for RekorV2 {
         self.reader.log_id()
     }
 
+    fn forks(&self) -> Option<Forks> {
+        Some(self.reader.seen.forks())
+    }
+
     /// Takes P-256 and RSA: their signatures verify over the SHA-256 digest that the entry holds.
     fn accepts(&self, key: &VerifyingKey) -> Result<(), LogError> {
         match key.algorithm() {
@@ -223,6 +227,10 @@ fn is_ours(entry: &LogEntry, submission: &Submission) -> Result<(), LogError> {
 impl LogReader for RekorV2 {
     fn log_id(&self) -> [u8; 32] {
         self.reader.log_id()
+    }
+
+    fn forks(&self) -> Option<Forks> {
+        Some(self.reader.seen.forks())
     }
 
     async fn entry_by_index(&self, index: u64) -> Result<LogEntry, LogError> {

@@ -2,11 +2,13 @@
 //! long it lasts.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use stella_attest::checkpoint::Checkpoint;
 use stella_attest::evidence::LogEntry;
+use stella_attest::fork::ForkProof;
 use stella_attest::key::{Algorithm, SigningKey};
 use stella_attest::merkle::{self, MemoryTree};
 use stella_attest::note::NoteSignature;
@@ -15,7 +17,7 @@ use stella_attest::trust::TrustedLog;
 use stella_tlog::LogError;
 use stella_tlog::rekor::tiles::TileReader;
 use stella_tlog::rekor::v1::RekorV1;
-use stella_tlog::rekor::{LogReader as _, OpenError, RekorConfig};
+use stella_tlog::rekor::{LogReader, OpenError, RekorConfig};
 use tokio::task::JoinSet;
 
 use crate::door::{Asked, Deed, Door, answer};
@@ -131,6 +133,13 @@ impl Shown {
             };
             // A log that forks has nothing better to show than this.
             let (old, new) = (number("firstSize"), number("lastSize"));
+            if new > self.tree.size() {
+                return answer(
+                    "400 Bad Request",
+                    "",
+                    b"{\"code\":400,\"message\":\"beyond the tree\"}",
+                );
+            }
             let proof = merkle::consistency_proof(&self.tree, old, new).expect("nodes of the tree");
             let hashes: Vec<String> = proof.iter().map(hex::encode).collect();
             return json_answer(&json!({"hashes": hashes}));
@@ -186,6 +195,15 @@ impl Client {
             },
         }
     }
+
+    /// The proof of the fork that was seen.
+    fn fork(&self) -> Option<Arc<ForkProof>> {
+        let forks = match self {
+            Self::V1(client) => LogReader::forks(client),
+            Self::V2(reader) => reader.forks(),
+        };
+        forks.expect("it is watched").borrow().clone()
+    }
 }
 
 fn show(door: &Door, shown: Shown) {
@@ -194,32 +212,52 @@ fn show(door: &Door, shown: Shown) {
 
 #[tokio::test]
 async fn a_log_that_forks_or_shrinks_is_an_alarm_and_one_that_grows_is_none() {
-    let rows: [(&str, Steps, Result<(), &'static str>); 8] = [
+    // The sizes of the two checkpoints of a fork that can be proven to others.
+    let rows: [(&str, Steps, Result<(), &'static str>, Option<(u64, u64)>); 9] = [
         (
             "grows",
             &[("a", 3), ("a", 5), ("a", 5), ("a", 300), ("a", 600)],
             Ok(()),
+            None,
         ),
-        ("grows from nothing", &[("a", 0), ("a", 5)], Ok(())),
-        ("two roots for a size", &[("a", 5), ("b", 5)], Err("LOG_FORK")),
+        ("grows from nothing", &[("a", 0), ("a", 5)], Ok(()), None),
+        (
+            "two roots for a size",
+            &[("a", 5), ("b", 5)],
+            Err("LOG_FORK"),
+            Some((5, 5)),
+        ),
         (
             "two roots for a size seen before",
             &[("a", 3), ("a", 5), ("b", 3)],
             Err("LOG_FORK"),
+            None,
         ),
-        ("does not extend", &[("a", 3), ("b", 5)], Err("LOG_FORK")),
-        ("shrinks", &[("a", 5), ("a", 3)], Err("LOG_ROLLED_BACK")),
+        (
+            "does not extend",
+            &[("a", 3), ("b", 5)],
+            Err("LOG_FORK"),
+            Some((3, 5)),
+        ),
+        (
+            "does not extend, by several tiles",
+            &[("a", 300), ("b", 900)],
+            Err("LOG_FORK"),
+            Some((300, 900)),
+        ),
+        ("shrinks", &[("a", 5), ("a", 3)], Err("LOG_ROLLED_BACK"), None),
         (
             "shrinks to a size seen before",
             &[("a", 3), ("a", 5), ("a", 3)],
             Err("LOG_ROLLED_BACK"),
+            None,
         ),
-        ("is emptied", &[("a", 5), ("a", 0)], Err("LOG_ROLLED_BACK")),
+        ("is emptied", &[("a", 5), ("a", 0)], Err("LOG_ROLLED_BACK"), None),
     ];
     let mut running = JoinSet::new();
     for generation in [Generation::V1, Generation::V2] {
-        for (case, steps, want) in rows {
-            running.spawn(assert_looks(generation, case, steps, want));
+        for (case, steps, want, fork) in rows {
+            running.spawn(assert_looks(generation, case, steps, want, fork));
         }
     }
     running.join_all().await;
@@ -228,12 +266,13 @@ async fn a_log_that_forks_or_shrinks_is_an_alarm_and_one_that_grows_is_none() {
 /// What a log shows one after the other: trees by their names and sizes.
 type Steps = &'static [(&'static str, u64)];
 
-/// Each of `steps` but the last is believed, and the last as `want` says.
+/// Each of `steps` but the last is believed, and the last as `want` says; `fork` are the sizes of what proves a fork.
 async fn assert_looks(
     generation: Generation,
     case: &'static str,
     steps: Steps,
     want: Result<(), &'static str>,
+    fork: Option<(u64, u64)>,
 ) {
     let forger = Forger::new(generation);
     let door = Door::alone(|_| Deed::Say(answer("404 Not Found", "", b""))).await;
@@ -261,6 +300,14 @@ async fn assert_looks(
         _ => want,
     };
     assert_eq!(looked, (want, want, wanted_anew), "{generation:?} {case}");
+    let reopened = forger.client(&door.url, Some(state.path()));
+    for client in [&kept, &forgetful, &anew, &reopened] {
+        let proven = client.fork().map(|proof| {
+            let (first, second) = proof.verify(&forger.log().key).expect("it proves the fork");
+            (first.size, second.size)
+        });
+        assert_eq!(proven, fork, "{generation:?} {case}");
+    }
 }
 
 #[tokio::test]
@@ -293,8 +340,38 @@ async fn an_alarm_lasts_whatever_the_log_shows_then_until_its_file_is_removed() 
         );
         assert_eq!(door.asked(), asked, "a log that is not trusted is not even asked");
 
+        assert!(client.fork().is_some() && reopened.fork().is_some());
         std::fs::remove_file(&file).expect("the operator looked");
         assert_eq!(client.look().await, Ok(()), "trusted anew");
+        assert_eq!(client.fork(), None, "trusted anew");
+    }
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_strangers_blew_up_is_refused_by_name_and_is_no_alarm() {
+    for generation in [Generation::V1, Generation::V2] {
+        let forger = Forger::new(generation);
+        let door = Door::alone(|_| Deed::Say(answer("404 Not Found", "", b""))).await;
+        let state = tempfile::tempdir().expect("a directory");
+        let client = forger.client(&door.url, Some(state.path()));
+        let honest = forger.shows("a", 5);
+        let mut blown_up = honest.clone();
+        for number in 0..90 {
+            let line = NoteSignature {
+                name: format!("stranger-{number}"),
+                id: [7; 4],
+                bytes: vec![7; 800],
+            };
+            blown_up.note.push_str(&line.to_string());
+        }
+        show(&door, blown_up);
+        let refused = match &client {
+            Client::V1(client) => inner_reason(client.look().await),
+            Client::V2(reader) => inner_reason(reader.entry_by_index(0).await),
+        };
+        assert_eq!(refused, "CHECKPOINT_TOO_LARGE", "{generation:?}");
+        show(&door, honest);
+        assert_eq!(client.look().await, Ok(()), "{generation:?}");
     }
 }
 
@@ -424,6 +501,14 @@ async fn a_state_file_that_is_not_what_was_written_keeps_the_client_from_opening
                 "CHECKPOINT_SIGNATURE",
             ),
             ("no note", state(&["x"], Value::Null), "CHECKPOINT_MALFORMED"),
+            (
+                "fork of no form",
+                state(
+                    &[&true_note],
+                    json!({"checkpoint": "", "detail": "", "fork": {"first": true_note}, "reason": "LOG_FORK"}),
+                ),
+                "its fork is malformed",
+            ),
             (
                 "alarm that is none",
                 state(&[&true_note], json!("all is well")),

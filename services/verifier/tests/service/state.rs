@@ -81,6 +81,135 @@ async fn a_forked_log_is_distrusted_in_the_trust_roots_and_stays_so() {
 }
 
 #[tokio::test]
+async fn a_fork_that_is_proven_distrusts_its_log_and_what_proves_none_changes_nothing() {
+    let mut world = World::new();
+    let mut attested = Vec::new();
+    for _ in 0..3 {
+        attested.push(world.attest(VEX, &subject()).await);
+    }
+    let before = world.roots().await.digest();
+    let grown = |mut log: Log, names: &[&str]| {
+        for name in names {
+            log.tree.push(merkle::leaf_hash(name.as_bytes()));
+        }
+        log
+    };
+    let second = grown(world.log.fork(), &["a", "b", "c", "d", "e"]);
+    let proof = |first: &Log, second: &Log| {
+        let (old, new) = (first.tree.size(), second.tree.size());
+        let nodes = merkle::consistency_proof(&second.tree, old, new).expect("nodes of the tree");
+        pb::ReportForkRequest {
+            first: first.note().to_string().into(),
+            second: second.note().to_string().into(),
+            root: Bytes::copy_from_slice(&merkle::root(&second.tree, old).expect("nodes of the tree")),
+            consistency_proof: nodes.iter().map(|node| Bytes::copy_from_slice(node)).collect(),
+        }
+    };
+    let good = proof(&world.log, &second);
+    let mut honest = world.log.fork();
+    for index in 0..3 {
+        honest.tree.push(*world.log.tree.leaf(index).expect("a leaf"));
+    }
+    let honest = proof(&world.log, &grown(honest, &["d", "e"]));
+    let (stranger, garbage) = (Log::new(), Bytes::from_static(b"\xff"));
+    let stranger = grown(stranger, &["a", "b", "c"]);
+    for (case, request, want) in [
+        (
+            "no text",
+            pb::ReportForkRequest {
+                second: garbage,
+                ..good.clone()
+            },
+            ("FIELD_MALFORMED", "second"),
+        ),
+        (
+            "no note",
+            pb::ReportForkRequest {
+                second: Bytes::new(),
+                ..good.clone()
+            },
+            ("CHECKPOINT_MALFORMED", "second"),
+        ),
+        (
+            "a short root",
+            pb::ReportForkRequest {
+                root: good.root.slice(1..),
+                ..good.clone()
+            },
+            ("FIELD_MALFORMED", "root"),
+        ),
+        (
+            "too many nodes",
+            pb::ReportForkRequest {
+                consistency_proof: vec![good.root.clone(); 129],
+                ..good.clone()
+            },
+            ("TOO_MANY_ITEMS", "consistency_proof"),
+        ),
+        (
+            "a log that nobody trusts",
+            proof(&stranger, &grown(stranger.fork(), &["x", "y", "z", "z"])),
+            ("LOG_UNKNOWN", "first"),
+        ),
+        (
+            "a second checkpoint by somebody else",
+            pb::ReportForkRequest {
+                second: stranger.note().to_string().into(),
+                ..good.clone()
+            },
+            ("CHECKPOINT_SIGNATURE", "second"),
+        ),
+        ("a log that grew", honest.clone(), ("FORK_UNPROVEN", "root")),
+        (
+            "a log that grew, and an invented root",
+            pb::ReportForkRequest {
+                root: good.root.clone(),
+                ..honest
+            },
+            ("CONSISTENCY_INVALID", "consistency_proof"),
+        ),
+    ] {
+        let refused = world.client_for(OPERATOR, None).report_fork(request).await;
+        let refused = refusal(&refused.map(|_| ()).expect_err(case));
+        assert_eq!(refused, (want.0.to_owned(), want.1.to_owned()), "{case}");
+    }
+    assert_eq!(world.roots().await.digest(), before);
+
+    let answer = world.client_for(FEEDSER, None).report_fork(good.clone()).await;
+    let answer = answer.expect("it is proven").into_inner();
+    let log_id = world.roots().await.logs()[0].key.log_id;
+    assert_eq!(answer.log_id, hex::encode(log_id));
+    let distrusting = world.roots().await.digest();
+    assert_eq!(answer.trust_roots_digest, distrusting.to_string());
+    assert_ne!(distrusting, before);
+    for round in ["at once", "after a restart"] {
+        assert_eq!(world.roots().await.digest(), distrusting, "{round}");
+        let verdict = world
+            .client(OPERATOR)
+            .verify(to_verify(attested[0].bundle()))
+            .await;
+        assert_eq!(
+            failures(&verdict.expect("a verdict").into_inner()),
+            ["CHECKPOINT:LOG_DISTRUSTED"],
+            "{round}"
+        );
+        let refused = world
+            .client_for(SIGNER, None)
+            .cosign_checkpoint(world.log.order(3))
+            .await;
+        let refused = refusal(&refused.map(|_| ()).expect_err("a fork")).0;
+        assert_eq!(refused, "LOG_DISTRUSTED", "{round}");
+        let again = world.client_for(SIGNER, None).report_fork(good.clone()).await;
+        assert_eq!(
+            again.expect("it may be shown again").into_inner(),
+            answer,
+            "{round}"
+        );
+        world.open();
+    }
+}
+
+#[tokio::test]
 async fn a_new_key_is_asked_for_before_the_verdict_and_an_older_history_is_refused() {
     let mut world = World::new();
     let (old, new) = (copy(&world.signing), key(Algorithm::EcdsaP256));
