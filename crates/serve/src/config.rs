@@ -282,7 +282,7 @@ pub enum LogFormat {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TelemetryConfig {
-    /// Which lines are logged, in the syntax of `tracing_subscriber::EnvFilter`: `info`, `info,stella_serve=debug`.
+    /// Which lines are logged, in the syntax of `tracing_subscriber::filter::Targets`: `info`, `info,stella_serve=debug`.
     #[serde(default = "TelemetryConfig::default_log")]
     pub log: String,
     /// How lines look.

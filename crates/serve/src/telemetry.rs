@@ -18,7 +18,7 @@ use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use tonic::metadata::{MetadataKey, MetadataMap};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
-use tracing_subscriber::filter::{EnvFilter, ParseError};
+use tracing_subscriber::filter::{ParseError, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, Registry};
@@ -50,7 +50,7 @@ pub(crate) struct Telemetry {
 impl Telemetry {
     /// Sets up logs, traces and metrics. Only the first subscriber of a process counts: a test may have its own.
     pub(crate) fn install(service: &str, config: &TelemetryConfig) -> Result<Self, TelemetryError> {
-        let filter = EnvFilter::try_new(&config.log)?;
+        let filter: Targets = config.log.parse()?;
         let tracer = config
             .otlp_endpoint
             .as_deref()
