@@ -109,8 +109,10 @@ impl RekorConfig {
 /// Why a client could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Not an `http` or `https` URL.
-    #[error("the URL is not an http or https URL without query, user and password")]
+    /// Not an `http` or `https` URL, or one with user and password, or, but for an authority, with a query.
+    #[error(
+        "the URL must be http or https, without user, password and query (a timestamp authority's may have one)"
+    )]
     Url,
     /// Not a key that a log has.
     #[error("not the key of a log: {0}")]

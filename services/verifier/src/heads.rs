@@ -9,17 +9,18 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use serde_json::{Value, json};
 use stella_attest::canonical;
+use stella_attest::checkpoint::Checkpoint;
 use stella_attest::digest::Digest;
 use stella_attest::fork::ForkProof;
 use stella_attest::json::{self, Limits};
 use stella_attest::merkle::Hash;
-use stella_attest::note::MAX_NOTE;
+use stella_attest::note::{MAX_NOTE, Note};
 use stella_serve::fs::{self, Access};
 
 /// Most bytes of a head's file: three notes, each character of which may be escaped, a proof, and a little more.
 const MAX_FILE: u64 = 6 * MAX_NOTE as u64 + 16_384;
 
-/// The last state of a log that was cosigned.
+/// The last state of a log that was cosigned, or the one that a fork contradicts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Head {
     /// The origin, as the log's checkpoints state it.
@@ -101,7 +102,7 @@ impl Heads {
         let fork = head.fork.as_ref().map(ForkProof::to_value);
         let document = json!({
             "checkpoint": head.checkpoint, "fork": fork, "logId": hex::encode(head.log_id),
-            "origin": head.origin, "root": hex::encode(head.root), "size": head.size,
+            "origin": head.origin, "root": hex::encode(head.root), "size": head.size.to_string(),
         });
         let path = self.dir.join(format!("{}.json", head.name().hex()));
         let written = fs::write_atomic(&path, &canonical::to_vec(&document), Access::Everybody);
@@ -124,18 +125,36 @@ fn read(path: &Path) -> anyhow::Result<Head> {
         hex::decode_to_slice(text(name)?, &mut bytes)?;
         Ok(bytes)
     };
+    // A size may be larger than a JSON number can be, so it is text; smaller ones were numbers once.
+    let size = match &document["size"] {
+        Value::String(digits) => digits.parse().ok(),
+        number => number.as_u64(),
+    };
+    let checkpoint = text("checkpoint")?.to_owned();
     let head = Head {
         origin: text("origin")?.to_owned(),
         log_id: hash("logId")?,
-        size: document["size"].as_u64().context("`size` is missing")?,
+        size: size.context("`size` is missing")?,
         root: hash("root")?,
-        checkpoint: text("checkpoint")?.to_owned(),
         fork: match &document["fork"] {
             Value::Null => None,
+            // The second root for the size of the checkpoint, as it was written once.
+            Value::String(second) => Some(ForkProof {
+                first: checkpoint.clone(),
+                second: second.clone(),
+                root: root_of(second).context("`fork` is no checkpoint")?,
+                consistency: Vec::new(),
+            }),
             fork => Some(ForkProof::from_value(fork).context("`fork` is malformed")?),
         },
+        checkpoint,
     };
     let is_named = path.file_stem().is_some_and(|stem| *stem == *head.name().hex());
     anyhow::ensure!(is_named, "it is the head of another log than its name says");
     Ok(head)
+}
+
+fn root_of(note: &str) -> anyhow::Result<Hash> {
+    let note = Note::parse(note.as_bytes())?;
+    Ok(Checkpoint::parse(note.text())?.root)
 }

@@ -161,10 +161,13 @@ impl Roots {
         Ok(())
     }
 
-    /// Distrusts logs of which a fork was seen.
+    /// Distrusts logs of which a fork was seen, besides those that are distrusted already.
     pub(crate) fn distrust(&self, log_ids: Vec<[u8; 32]>) {
         let mut sources = self.sources();
-        sources.distrusted = log_ids;
+        // Another call may have seen more by now, so nothing is taken away.
+        sources.distrusted.extend(log_ids);
+        sources.distrusted.sort_unstable();
+        sources.distrusted.dedup();
         self.put_in_force(&sources, "a log is distrusted");
     }
 

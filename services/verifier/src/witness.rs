@@ -225,9 +225,7 @@ impl Witness {
         info!(%origin, size, "checkpoint cosigned");
         Ok(Answer { line })
     }
-}
 
-impl Witness {
     /// Takes a fork that somebody else saw; the id of its log, which is in [`forked`](Self::forked) from then on. Blocks
     /// until it is durable.
     ///
@@ -259,8 +257,11 @@ impl Witness {
                     distrust(&mut heads, kept, fork, second.size, detail).map_err(WitnessError::Storage)?;
                     return Ok(log_id);
                 }
-                // A key that signed neither checkpoint is of another log.
-                Err(ForkError::Checkpoint { field: "first", .. }) => {}
+                // Who has not signed the first checkpoint is another log.
+                Err(ForkError::Checkpoint {
+                    field: "first",
+                    source: CheckpointError::Origin(_) | CheckpointError::Signature(_),
+                }) => {}
                 Err(error) => refused = WitnessError::NoFork(error),
             }
         }
@@ -302,7 +303,8 @@ fn trusted(note: &Note, roots: &TrustRoots) -> Result<([u8; 32], Checkpoint), Wi
 
 fn extends(checkpoint: &Checkpoint, kept: Option<&Head>, order: &Order) -> Result<(), WitnessError> {
     let (kept_size, kept_root) = kept.map_or((0, merkle::EMPTY_ROOT), |head| (head.size, head.root));
-    if kept.is_some() && checkpoint.size == kept_size && checkpoint.root != kept_root {
+    // Another root for no leaves is no tree at all; it is refused below.
+    if kept_size > 0 && checkpoint.size == kept_size && checkpoint.root != kept_root {
         return Err(WitnessError::Fork(kept_size));
     }
     if checkpoint.size < kept_size {

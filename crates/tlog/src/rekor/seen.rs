@@ -221,6 +221,7 @@ impl Seen {
         if let Some(alarm) = &view.alarm {
             tracing::error!(log = log.name(), %alarm, "this log is not trusted until its state file is removed");
         }
+        alarm_gauge(&log).set(u8::from(view.alarm.is_some()));
         Ok(Self {
             log,
             stale_timeout,
@@ -251,6 +252,7 @@ impl Seen {
                 "the state file was removed, the log is trusted anew"
             );
             *view = View::default();
+            alarm_gauge(&self.log).set(0);
             self.forks.send_replace(None);
         }
         let sizes = view.trees.iter().map(|signed| &signed.checkpoint);
@@ -297,13 +299,15 @@ impl Seen {
         let is_smaller = shown.size < mark.size(&shown.origin);
         match seen_root {
             Some(root) if root != shown.root => {
+                // The alarm first: to look for a proof of it takes the liar's own answers.
+                let alarm = self.raise(two_roots(shown.size).into(), signed, gate).await;
                 let until = deadline.min(Instant::now() + self.stale_timeout);
-                let fork = match &known {
-                    Some(known) => contradiction(signed, known, log, until).await,
-                    None => None,
-                };
-                let error = two_roots(shown.size);
-                return Err(self.raise(Alarm { error, fork }, signed, gate).await);
+                if let Some(known) = &known
+                    && let Some(fork) = contradiction(signed, known, log, until).await
+                {
+                    self.prove(fork).await;
+                }
+                return Err(alarm);
             }
             // A size that was seen before may be what the log has shrunk to.
             Some(_) if !is_smaller => return Ok(()),
@@ -418,13 +422,11 @@ impl Seen {
         let Alarm { error: alarm, fork } = alarm;
         let reason = alarm.reason();
         tracing::error!(log = self.log.name(), file = ?self.file, reason, %alarm, "ALARM: this log is not trusted any more");
-        metrics::counter!("stella_log_alarms_total", "reason" => reason).increment(1);
+        alarm_gauge(&self.log).set(1);
         let mut next = self.view().clone();
         next.alarm = Some(alarm.clone());
         next.evidence = signed.note.clone();
-        // What a liar shows beside its two checkpoints need not hold.
-        let fork = fork.filter(|fork| fork.verify(&self.log.key).is_ok());
-        next.fork = fork.map(Arc::new);
+        next.fork = fork.and_then(|fork| self.proven(fork));
         *self.view() = next.clone();
         self.forks.send_replace(next.fork.clone());
         next.is_kept = true;
@@ -432,6 +434,27 @@ impl Seen {
             tracing::error!(log = self.log.name(), %error, "the alarm could not be written");
         }
         alarm
+    }
+
+    /// Keeps the proof of an alarm that was raised without one.
+    async fn prove(&self, fork: ForkProof) {
+        let Some(fork) = self.proven(fork) else { return };
+        let gate = self.gate.clone().lock_owned().await;
+        let mut next = self.view().clone();
+        // An operator may have cleared it meanwhile.
+        if next.alarm.is_none() {
+            return;
+        }
+        next.fork = Some(fork);
+        self.forks.send_replace(next.fork.clone());
+        if let Err(error) = self.store(next, gate).await {
+            tracing::error!(log = self.log.name(), %error, "the proof of the fork could not be written");
+        }
+    }
+
+    /// What a liar shows beside its two checkpoints need not hold.
+    fn proven(&self, fork: ForkProof) -> Option<Arc<ForkProof>> {
+        fork.verify(&self.log.key).is_ok().then(|| Arc::new(fork))
     }
 
     /// Writes `next`, then lets it be seen. Goes on if the caller is gone, with the gate closed.
@@ -453,6 +476,11 @@ impl Seen {
             Err(error) => Err(LogError::Storage(Arc::new(io::Error::other(error)))),
         }
     }
+}
+
+/// 1 while the log is not trusted.
+fn alarm_gauge(log: &TrustedLog) -> metrics::Gauge {
+    metrics::gauge!("stella_log_alarm", "log_id" => hex::encode(log.key.log_id))
 }
 
 fn two_roots(size: u64) -> LogError {

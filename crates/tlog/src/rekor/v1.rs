@@ -54,7 +54,7 @@ struct Api {
 }
 
 impl RekorV1 {
-    /// The log at `config.url`, whose key is one of ECDSA: [`RekorConfig::named`] refuses any other.
+    /// The log at `config.url`, whose key must be one of ECDSA: checkpoints by another never verify.
     ///
     /// # Errors
     /// [`OpenError`]: the URL, the HTTP client or the state file.
@@ -378,7 +378,11 @@ impl History for Api {
             };
             tracing::warn!(log = self.log.name(), %error, "a consistency proof does not hold");
             let stated = merkle::stated_old_root(old.size, new.size, &proof);
-            beginning = stated.map(|root| Beginning { root, proof });
+            let is_shown =
+                |root: &Hash| merkle::verify_consistency(old.size, new.size, &proof, root, &new.root).is_ok();
+            if let Some(root) = stated.filter(is_shown) {
+                beginning = Some(Beginning { root, proof });
+            }
         }
         Ok(Relation::Differs(beginning))
     }

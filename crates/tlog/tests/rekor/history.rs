@@ -19,6 +19,7 @@ use stella_tlog::rekor::tiles::TileReader;
 use stella_tlog::rekor::v1::RekorV1;
 use stella_tlog::rekor::{LogReader, OpenError, RekorConfig};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::door::{Asked, Deed, Door, answer};
 use crate::given::{config, inner_reason, trusted};
@@ -344,6 +345,35 @@ async fn an_alarm_lasts_whatever_the_log_shows_then_until_its_file_is_removed() 
         std::fs::remove_file(&file).expect("the operator looked");
         assert_eq!(client.look().await, Ok(()), "trusted anew");
         assert_eq!(client.fork(), None, "trusted anew");
+    }
+}
+
+/// A liar that does not help to prove its lie must not get away with it because its caller has gone.
+#[tokio::test]
+async fn an_alarm_is_raised_before_the_log_is_asked_for_the_proof() {
+    for generation in [Generation::V1, Generation::V2] {
+        let forger = Forger::new(generation);
+        let door = Door::alone(|_| Deed::Say(answer("404 Not Found", "", b""))).await;
+        let client = forger.client(&door.url, None);
+        for size in [3, 5] {
+            show(&door, forger.shows("a", size));
+            assert_eq!(client.look().await, Ok(()));
+        }
+        let lie = forger.shows("b", 3);
+        door.rule(
+            move |asked| match asked.line.contains("tile") || asked.line.contains("proof") {
+                true => Deed::Say(answer("503 Service Unavailable", "", b"")),
+                false => Deed::Say(lie.answer(asked)),
+            },
+        );
+        let looked = timeout(Duration::from_millis(100), client.look()).await;
+        assert!(
+            looked.is_err(),
+            "{generation:?} the proof is waited for: {looked:?}"
+        );
+        let asked = door.asked();
+        assert_eq!(client.look().await, Err("LOG_FORK"), "{generation:?}");
+        assert_eq!(door.asked(), asked, "{generation:?} it is not asked any more");
     }
 }
 

@@ -1,9 +1,12 @@
 //! What the service remembers: logs, keys, and that it alone does.
 
 use prost::bytes::Bytes;
+use stella_attest::checkpoint::Checkpoint;
 use stella_attest::history::KeyState;
 use stella_attest::key::Algorithm;
 use stella_attest::merkle;
+use stella_attest::note::{Note, NoteSigner};
+use stella_attest::timestamp::Timestamp;
 use stella_proto::verifier::v1 as pb;
 use stella_verifier::{Opened, Signer};
 use tokio_util::sync::CancellationToken;
@@ -206,6 +209,80 @@ async fn a_fork_that_is_proven_distrusts_its_log_and_what_proves_none_changes_no
             "{round}"
         );
         world.open();
+    }
+}
+
+/// Sizes are up to 2^64, numbers in JSON are not.
+#[tokio::test]
+async fn a_fork_of_the_largest_trees_is_kept_like_any_other() {
+    let mut world = World::new();
+    let signed = |root: &[u8]| {
+        let checkpoint = Checkpoint {
+            origin: ORIGIN.into(),
+            size: u64::MAX,
+            root: merkle::leaf_hash(root),
+            extensions: Vec::new(),
+        };
+        let signer = NoteSigner::new(ORIGIN, &world.log.key).expect("a signer");
+        let note = Note::sign(&checkpoint.to_text(), &signer).expect("signs");
+        Bytes::from(note.to_string())
+    };
+    let fork = pb::ReportForkRequest {
+        first: signed(b"one"),
+        second: signed(b"other"),
+        root: Bytes::copy_from_slice(&merkle::leaf_hash(b"other")),
+        consistency_proof: Vec::new(),
+    };
+    let taken = world.client_for(SIGNER, None).report_fork(fork).await;
+    taken.expect("it is proven");
+    world.open();
+    assert!(world.roots().await.logs()[0].distrusted, "after a restart");
+}
+
+/// A service that was run by an earlier version kept the second root's note alone.
+#[tokio::test]
+async fn a_fork_as_it_was_kept_once_is_still_one() {
+    let mut world = World::new();
+    world.attest(VEX, &subject()).await;
+    let heads = world.config.trust.state_dir.join("heads");
+    let file = std::fs::read_dir(&heads)
+        .expect("the heads")
+        .next()
+        .expect("one")
+        .expect("a file")
+        .path();
+    let text = std::fs::read_to_string(&file).expect("a head");
+    let mut head: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let mut fork = world.log.fork();
+    fork.tree.push(merkle::leaf_hash(b"something else"));
+    head["size"] = 1.into();
+    head["fork"] = fork.note().to_string().into();
+    std::fs::write(&file, head.to_string()).expect("writes");
+    world.open();
+    assert!(world.roots().await.logs()[0].distrusted);
+}
+
+/// The thief of a log's key can make entries when its owner no longer does.
+#[tokio::test]
+async fn an_entry_by_a_log_whose_key_was_given_up_before_does_not_count() {
+    let mut world = World::new();
+    let attested = world.attest(VEX, &subject()).await;
+    let file = world.config.trust.roots.to_path_buf();
+    let written = std::fs::read_to_string(&file).expect("trust roots");
+    for (until, want) in [
+        (now(), &[][..]),
+        (Timestamp::from_unix(NOW - 1), &["TIME:LOG_KEY_NOT_VALID"]),
+    ] {
+        let mut roots: serde_json::Value = serde_json::from_str(&written).expect("JSON");
+        roots["logs"][0]["validUntil"] = until.to_string().into();
+        std::fs::write(&file, roots.to_string()).expect("writes");
+        world.open();
+        let verdict = world.client(OPERATOR).verify(to_verify(attested.bundle())).await;
+        assert_eq!(
+            failures(&verdict.expect("a verdict").into_inner()),
+            want,
+            "{until}"
+        );
     }
 }
 
