@@ -77,6 +77,13 @@ pub struct Validity {
 }
 
 impl Validity {
+    /// True if it ends before it begins.
+    fn is_reversed(&self) -> bool {
+        self.from
+            .zip(self.until)
+            .is_some_and(|(from, until)| until < from)
+    }
+
     /// True if `time` lies within.
     pub fn contains(&self, time: Timestamp) -> bool {
         self.from.is_none_or(|from| from <= time) && self.until.is_none_or(|until| time <= until)
@@ -92,7 +99,8 @@ pub struct TrustedLog {
     pub base_url: String,
     /// Set when the log was seen to be forked: its checkpoints count no more.
     pub distrusted: bool,
-    /// When its key was in use: a promise of another time does not count.
+    /// When its key was in use. A Rekor v1's promise of another time does not count; nor does what another log holds of a
+    /// signature that is trusted to be of a later time.
     pub validity: Validity,
 }
 
@@ -578,10 +586,14 @@ impl<'a> Reader<'a> {
                 None => Err(self.malformed(member)),
             },
         };
-        Ok(Validity {
+        let validity = Validity {
             from: time("validFrom")?,
             until: time("validUntil")?,
-        })
+        };
+        if validity.is_reversed() {
+            return Err(self.malformed("validUntil"));
+        }
+        Ok(validity)
     }
 
     fn only(&self, known: &[&str]) -> Result<(), TrustError> {

@@ -34,7 +34,7 @@ mod log;
 pub use chain::Link;
 pub use log::{check_entry, uuid};
 
-use log::{Finding, Logged, judge_log, judge_timestamps};
+use log::{Finding, Logged, judge_log, judge_timestamps, judge_validity};
 
 /// What the evidence is to be held against. The default asks nothing beyond signature, log and time.
 #[derive(Clone, Copy, Debug, Default)]
@@ -361,6 +361,7 @@ fn judge_material(
         judge_timestamps(material, signer.signature, roots, &mut logged);
     }
     logged.times.sort();
+    judge_validity(material, roots, &mut logged);
     judge_time(&logged, request.at, checks);
     checks.skip(CheckName::Threshold, "NO_THRESHOLD");
     match signer {

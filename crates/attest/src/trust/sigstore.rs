@@ -116,10 +116,14 @@ fn validity(valid_for: &Value, path: &str) -> Result<Validity, TrustError> {
             None => Err(malformed(&format!("{path}/{member}"))),
         },
     };
-    Ok(Validity {
+    let validity = Validity {
         from: time("start")?,
         until: time("end")?,
-    })
+    };
+    if validity.is_reversed() {
+        return Err(malformed(&format!("{path}/end")));
+    }
+    Ok(validity)
 }
 
 /// What `validFor` is to say. Sigstore clients want a start.
@@ -280,6 +284,11 @@ mod tests {
                 "/tlogs/1/publicKey/validFor/end",
                 json!(7),
                 "`/tlogs/1/publicKey/validFor/end`",
+            ),
+            (
+                "/tlogs/0/publicKey/validFor/end",
+                json!("2025-01-01T00:00:00Z"),
+                "`/tlogs/0/publicKey/validFor/end`",
             ),
             (
                 "/timestampAuthorities/0/certChain/certificates",
