@@ -103,6 +103,15 @@ impl Tsa {
     }
 }
 
+/// Where Sigstore's timestamp authority tells its certificates: below the path at which it is asked.
+fn certchain(url: &str) -> anyhow::Result<String> {
+    let mut parsed = reqwest::Url::parse(url).with_context(|| format!("--tsa: `{url}` is not a URL"))?;
+    parsed.set_query(None);
+    let path = format!("{}/certchain", parsed.path().trim_end_matches('/'));
+    parsed.set_path(&path);
+    Ok(parsed.into())
+}
+
 fn host(url: &str) -> anyhow::Result<String> {
     let parsed = reqwest::Url::parse(url).with_context(|| format!("`{url}` is not a URL"))?;
     let host = parsed
@@ -178,7 +187,7 @@ impl Flags {
             Some(url) => {
                 let chain = match &self.tsa_chain {
                     Some(file) => read("--tsa-chain", file)?,
-                    None => asked("--tsa-chain", &format!("{}/certchain", url.trim_end_matches('/'))).await?,
+                    None => asked("--tsa-chain", &certchain(url)?).await?,
                 };
                 let tsa = Tsa {
                     url: url.clone(),
@@ -261,6 +270,23 @@ async fn fetch(url: &str) -> anyhow::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn certificates_are_asked_for_below_the_path_of_the_authority() {
+        for (url, want) in [
+            ("http://tsa.example", "http://tsa.example/certchain"),
+            (
+                "http://tsa.example:8/api/v1/timestamp",
+                "http://tsa.example:8/api/v1/timestamp/certchain",
+            ),
+            (
+                "https://tsa.example/tsr/?a=b",
+                "https://tsa.example/tsr/certchain",
+            ),
+        ] {
+            assert_eq!(certchain(url).ok().as_deref(), Some(want), "{url}");
+        }
+    }
 
     #[test]
     fn a_flag_that_contradicts_the_directory_is_refused_by_its_name() {

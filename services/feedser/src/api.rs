@@ -430,22 +430,31 @@ fn batch_order(request: pb::AttachProvenanceRequest) -> Result<AttachOrder, Erro
 }
 
 fn place(place: pb::LogEntryPlace) -> Result<Place, Error> {
-    let (field, said) = ("log_entry", |text: String| {
-        Some(text).filter(|text| !text.is_empty())
-    });
+    let said = |text: String| Some(text).filter(|text| !text.is_empty());
     let place = Place {
-        field,
+        field: "log_entry",
         log_id: said(place.log_id),
         index: place.index,
         uuid: said(place.uuid),
     };
-    if place.index.is_none() && place.uuid.is_none() {
-        return Err(Error::BadValue {
-            field,
-            rule: "must have an index or a uuid",
-        });
-    }
-    Ok(place)
+    let is_hex = |text: &Option<String>, lengths: &[usize]| {
+        let is_digit = |digit: u8| matches!(digit, b'0'..=b'9' | b'a'..=b'f');
+        text.as_ref()
+            .is_none_or(|text| lengths.contains(&text.len()) && text.bytes().all(is_digit))
+    };
+    let rule = if place.index.is_some() == place.uuid.is_some() {
+        "must have an index or a uuid"
+    } else if !is_hex(&place.log_id, &[64]) {
+        "has a log_id that is not 64 digits of lower-case hex"
+    } else if !is_hex(&place.uuid, &[64, 80]) {
+        "has a uuid that is not 64 or 80 digits of lower-case hex"
+    } else {
+        return Ok(place);
+    };
+    Err(Error::BadValue {
+        field: place.field,
+        rule,
+    })
 }
 
 fn attach_response(attached: Attached) -> pb::AttachProvenanceResponse {

@@ -345,8 +345,27 @@ async fn completed(stack: &Stack, blob: &str) {
         log_id: hex::encode([7; 32]),
         ..place(Some(index(&second)))
     };
+    let named = |log_id: &str, index, uuid: &str| feedser_pb::LogEntryPlace {
+        log_id: log_id.to_owned(),
+        index,
+        uuid: uuid.to_owned(),
+    };
+    let leaf = "ab".repeat(32);
     for (case, place, want) in [
         ("no place", place(None), "BAD_VALUE"),
+        ("two places", named("", Some(0), &leaf), "BAD_VALUE"),
+        ("no log id", named("zz", Some(0), ""), "BAD_VALUE"),
+        (
+            "a log id in upper case",
+            named(&"AB".repeat(32), Some(0), ""),
+            "BAD_VALUE",
+        ),
+        ("no uuid", named("", None, "24296fb24b8ad77a"), "BAD_VALUE"),
+        (
+            "an entry that is not there",
+            named("", None, &leaf),
+            "LOG_ENTRY_NOT_FOUND",
+        ),
         (
             "another entry",
             place(Some(index(&first))),
