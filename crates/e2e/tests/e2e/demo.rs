@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 
 use serde_json::Value;
+use stella_testkit::peers::{FerretV2, RekorV1, RekorV2, Tsa};
 use stella_testkit::stack::Ended;
 use stella_testkit::tools::{built, tool_of};
 
@@ -40,11 +41,16 @@ pub(crate) static DEMO: LazyLock<Demo> = LazyLock::new(|| {
 });
 
 fn run(dir: &Path) -> Ended {
+    run_on(dir, &[])
+}
+
+fn run_on(dir: &Path, flags: &[&str]) -> Ended {
     let mut command = Command::new(built("stella"));
     Ended::of(
         command
             .args(["demo", "--json", "--dir"])
             .arg(dir)
+            .args(flags)
             .stdin(Stdio::null()),
     )
 }
@@ -190,5 +196,48 @@ fn the_demo_holds_on_mongodb_with_rekor_v1_and_with_rekor_v2() {
             "{part}: {}",
             ended.stdout
         );
+    }
+}
+
+#[test]
+fn each_of_the_real_parts_may_be_the_only_one() {
+    let home = tempfile::tempdir().expect("a directory");
+    let pem = |name: &str, text: &str| {
+        let file = home.path().join(name);
+        std::fs::write(&file, text).expect("writes");
+        file.display().to_string()
+    };
+    let dir = home.path().join("demo");
+    let assert_holds = |flags: &[&str]| {
+        let ended = run_on(&dir, flags);
+        let object = ended.json();
+        assert_eq!(
+            (ended.code, &object["ok"]),
+            (0, &Value::Bool(true)),
+            "{flags:?}: {ended:?}"
+        );
+        assert_eq!(running(&dir), Vec::<String>::new(), "nothing keeps running");
+    };
+    if let Some(ferret) = FerretV2::shared() {
+        assert_holds(&["--mongodb-uri", &ferret.uri("the_only_part")]);
+    }
+    if let Some(rekor) = RekorV2::shared() {
+        let key = pem("rekor.pem", &rekor.public_key_pem);
+        assert_holds(&[
+            "--rekor",
+            &rekor.url,
+            "--rekor-version",
+            "2",
+            "--rekor-key",
+            &key,
+            "--rekor-tiles",
+            &rekor.tiles_url,
+        ]);
+    }
+    if let Some(rekor) = RekorV1::shared() {
+        assert_holds(&["--rekor", &rekor.url]);
+    }
+    if let Some(tsa) = Tsa::shared() {
+        assert_holds(&["--tsa", &tsa.url]);
     }
 }

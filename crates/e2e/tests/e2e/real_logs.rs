@@ -13,10 +13,13 @@ use stella_attest::digest::Digest;
 use stella_attest::evidence::Evidence;
 use stella_attest::key::VerifyingKey;
 use stella_attest::statement;
+use stella_proto::feedser::v1 as feedser_pb;
+use stella_proto::feedser::v1::feedser_service_client::FeedserServiceClient;
 use stella_proto::signer::v1 as signer_pb;
 use stella_proto::signer::v1::signer_service_client::SignerServiceClient;
 use stella_proto::status::reason;
 use stella_testkit::peers::{RekorV1, RekorV2, RekorV2Options, Tsa};
+use stella_testkit::rest::Body;
 use stella_testkit::stack::{Ended, Stack};
 use stella_testkit::tools::built;
 
@@ -199,6 +202,87 @@ fn a_rekor_v2_that_was_forked_is_distrusted_by_the_verifier_as_soon_as_the_signe
     );
 }
 
+/// The same where Feedser reads the log, for others who write to it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_rekor_v2_that_was_forked_is_distrusted_by_the_verifier_as_soon_as_feedser_sees_it() {
+    let Some(rekor) = RekorV2::start(RekorV2Options::default()) else {
+        return;
+    };
+    let home = tempfile::tempdir().expect("a directory");
+    let stack = on_v2(&rekor, home.path(), &[]);
+    let blob = stack.write("blob", "what we sign");
+    let bundles =
+        ["one", "two", "three"].map(|name| stack.attest("vex", &blob, &json!({"statements": [name]}), name));
+    let evidences = bundles.each_ref().map(|bundle| {
+        let evidence = Evidence::parse(&std::fs::read(bundle).expect("a bundle")).expect("evidence");
+        let envelope = evidence.envelope.canonical_bytes();
+        let put = stack.rest("POST", "/attestations", Body::Whole(&envelope));
+        assert_eq!(put.status, 201, "{put:?}");
+        evidence
+    });
+    let mut feedser = FeedserServiceClient::new(stack.channel("feedser").await);
+    let attach = |event: &str, evidence: &Evidence, index: u64| {
+        let request = feedser_pb::AttachProvenanceRequest {
+            event_id: event.to_owned(),
+            envelope_digest: evidence.canonical_digest.to_string(),
+            log_entry: Some(feedser_pb::LogEntryPlace {
+                index: Some(index),
+                ..feedser_pb::LogEntryPlace::default()
+            }),
+            ..feedser_pb::AttachProvenanceRequest::default()
+        };
+        stack.request(request)
+    };
+    for id in ["evt_before", "evt_after"] {
+        let event = json!({
+            "_id": id, "kind": "VEX", "ts": "2025-11-11T12:00:00Z",
+            "subject": {"digest": {"sha256": Digest::of(b"what we sign").hex()}},
+        });
+        let ended = stack.stella_with(&["events", "append", "-"], event.to_string().as_bytes());
+        assert_eq!(ended.code, 0, "{ended:?}");
+    }
+    let before = attach("evt_before", &evidences[2], 2);
+    let attached = feedser.attach_provenance(before).await;
+    attached.expect("the entry is read");
+    assert!(!has_alarm(&stack));
+
+    let other = rekor.another(RekorV2Options::default());
+    let elsewhere = on_v2(&other, home.path(), &[]);
+    for name in ["a", "b", "c", "d", "e"] {
+        let blob = elsewhere.write("blob", "what others sign");
+        elsewhere.attest("vex", &blob, &json!({"statements": [name]}), name);
+    }
+    let config = stack.dir().join("feedser/feedser.toml");
+    let written = std::fs::read_to_string(&config).expect("Feedser's configuration");
+    let moved = written.replace(&rekor.tiles_url, &other.tiles_url);
+    assert_ne!(moved, written);
+    std::fs::write(&config, moved).expect("writes");
+    let (before, verifier) = (stack.log("feedser").len(), stack.log("verifier").len());
+    stack.kill("feedser");
+    stack.wait_for_log("feedser", before, " serving service=");
+    // An entry beyond what Feedser has seen makes it look.
+    let after = attach("evt_after", &evidences[1], 4);
+    let refused = feedser.attach_provenance(after).await;
+    let refused = refused.expect_err("the log was forked");
+    assert_eq!(reason(&refused).as_deref(), Some("LOG_FORK"));
+    stack.wait_for_log("verifier", verifier, "a fork of the log was proven by who saw it");
+    assert!(has_alarm(&stack));
+    let verdict = stack.stella(&["verify", &text(&bundles[0]), "--output", "json"]);
+    assert_eq!(failures(&verdict), ["CHECKPOINT:LOG_DISTRUSTED"]);
+    // The alarm outlives a restart.
+    let before = stack.log("feedser").len();
+    stack.kill("feedser");
+    stack.wait_for_log("feedser", before, " serving service=");
+    assert!(has_alarm(&stack));
+}
+
+/// Whether Feedser says that it does not trust a log.
+fn has_alarm(stack: &Stack) -> bool {
+    let metrics = stack.metrics("feedser");
+    let line = metrics.lines().find(|line| line.starts_with("stella_log_alarm{"));
+    line.expect("there is a log").ends_with(" 1")
+}
+
 #[test]
 fn one_signature_goes_into_three_logs_and_bears_an_entry_of_each() {
     let (Some(v1), Some(v2), Some(cosign)) = (RekorV1::shared(), RekorV2::shared(), Cosign::new()) else {
@@ -264,6 +348,14 @@ fn one_signature_goes_into_three_logs_and_bears_an_entry_of_each() {
     let altered = stack.write("altered.json", altered.to_string());
     let verdict = stack.stella(&["verify", &text(&altered), "--output", "json"]);
     assert_eq!(failures(&verdict), ["CHECKPOINT:LOG_UNKNOWN"], "{verdict:?}");
+    // cosign passes it over, as the other entries hold.
+    let (key, sigstore) = (text(&cosign.file("ours.pub")), text(&cosign.file("roots.json")));
+    stack.stella(&["keys", "export", "-o", &key]).ok();
+    stack
+        .stella(&["trust", "export", "--format", "sigstore", "-o", &sigstore])
+        .ok();
+    let verify = ["verify-blob-attestation", "--type", statement::OPENVEX];
+    assert!(cosign.verifies_by("ours.pub", &verify, &altered, &blob));
 }
 
 /// The Signer dies between a signature and its entry in a log that takes whole envelopes.
@@ -385,11 +477,14 @@ struct Theirs {
     signed: PathBuf,
 }
 
-fn signs(cosign: &Cosign, config: &str, blob: &Path) -> Theirs {
+/// Signs with the key pair of the name `by`.
+fn signs(cosign: &Cosign, by: &str, config: &str, blob: &Path) -> Theirs {
+    let key = format!("{by}.key");
+    let [attested, signed] = ["attested", "signed"].map(|name| format!("{by}.{name}.json"));
     let common = [
         "--yes",
         "--key",
-        "cosign.key",
+        &key,
         "--signing-config",
         config,
         "--trusted-root",
@@ -399,15 +494,22 @@ fn signs(cosign: &Cosign, config: &str, blob: &Path) -> Theirs {
     let kind = statement::OPENVEX;
     let attest = ["attest-blob", "--predicate", "predicate.json", "--type", kind];
     cosign
-        .run(&[&attest[..], &common, &["--bundle", "attested.json", &blob]].concat())
+        .run(&[&attest[..], &common, &["--bundle", &attested, &blob]].concat())
         .ok();
     cosign
-        .run(&[&["sign-blob"][..], &common, &["--bundle", "signed.json", &blob]].concat())
+        .run(&[&["sign-blob"][..], &common, &["--bundle", &signed, &blob]].concat())
         .ok();
     Theirs {
-        attested: cosign.file("attested.json"),
-        signed: cosign.file("signed.json"),
+        attested: cosign.file(&attested),
+        signed: cosign.file(&signed),
     }
+}
+
+/// A key pair of the name `stranger` that nobody trusts.
+fn make_stranger(cosign: &Cosign) {
+    cosign
+        .run(&["generate-key-pair", "--output-key-prefix", "stranger"])
+        .ok();
 }
 
 /// Both bundles of cosign are taken for the blob, and refused for another one, with another's entry, by another key.
@@ -422,7 +524,7 @@ fn theirs_are_judged(stack: &Stack, cosign: &Cosign, config: &[&str]) {
     let (blob, other) = (cosign.file("blob"), cosign.file("other"));
     std::fs::write(&blob, "what cosign signs").expect("writes");
     std::fs::write(&other, "else").expect("writes");
-    let theirs = signs(cosign, "signing.json", &blob);
+    let theirs = signs(cosign, "cosign", "signing.json", &blob);
     let roots = stack.file("roots.json");
     stack.stella(&["trust", "export", "-o", &text(&roots)]).ok();
     for bundle in [&theirs.attested, &theirs.signed] {
@@ -437,7 +539,11 @@ fn theirs_are_judged(stack: &Stack, cosign: &Cosign, config: &[&str]) {
     let [attested, signed]: [Value; 2] = [&theirs.attested, &theirs.signed]
         .map(|bundle| serde_json::from_slice(&std::fs::read(bundle).expect("a bundle")).expect("JSON"));
     let entries = |bundle: &Value| bundle["verificationMaterial"]["tlogEntries"].clone();
-    for (mut bundle, foreign) in [(attested.clone(), entries(&signed)), (signed, entries(&attested))] {
+    let pairs = [
+        (attested.clone(), entries(&signed)),
+        (signed.clone(), entries(&attested)),
+    ];
+    for (mut bundle, foreign) in pairs {
         bundle["verificationMaterial"]["tlogEntries"] = foreign;
         let swapped = stack.write("swapped.json", bundle.to_string());
         assert_eq!(
@@ -447,25 +553,42 @@ fn theirs_are_judged(stack: &Stack, cosign: &Cosign, config: &[&str]) {
     }
 
     // By a key that the trust roots do not name.
-    let mut without: Value = serde_json::from_slice(&std::fs::read(&roots).expect("a file")).expect("JSON");
-    let keys = without["keys"].as_array_mut().expect("keys");
-    keys.retain(|key| key["purpose"] != "attestation");
-    let without = text(&stack.write("without.json", without.to_string()));
-    for bundle in [&theirs.attested, &theirs.signed] {
-        let refused = stack.stella(&[
-            "forensic",
-            "verify",
-            "--bundle",
-            &text(bundle),
-            "--trust-roots",
-            &without,
-            "--output",
-            "json",
-        ]);
-        assert_eq!(
-            (refused.code, &failures(&refused)[..]),
-            (3, &["SIGNATURE:KEY_UNKNOWN".to_owned()][..])
-        );
+    make_stranger(cosign);
+    let by_stranger = signs(cosign, "stranger", "signing.json", &blob);
+    for bundle in [&by_stranger.attested, &by_stranger.signed] {
+        assert_eq!(judged(stack, bundle, &blob, &roots), ["SIGNATURE:KEY_UNKNOWN"]);
+    }
+
+    let is_v2 = entries(&attested)[0]["kindVersion"]["version"] == "0.0.2";
+    if !is_v2 {
+        return;
+    }
+    // cosign does not look at the root and the body of such an entry; we do.
+    let body = entries(&signed)[0]["canonicalizedBody"].clone();
+    let entry = "/verificationMaterial/tlogEntries/0";
+    let verify = ["verify-blob-attestation", "--type", statement::OPENVEX];
+    for (case, pointer, value, want) in [
+        (
+            "another root",
+            format!("{entry}/inclusionProof/rootHash"),
+            Value::from(BASE64_STANDARD.encode([0; 32])),
+            &["LOG_INCLUSION:ROOT_MISMATCH"][..],
+        ),
+        (
+            "another body",
+            format!("{entry}/canonicalizedBody"),
+            body,
+            &[
+                "LOG_ENTRY:ENTRY_DIGEST_MISMATCH",
+                "LOG_INCLUSION:INCLUSION_INVALID",
+            ],
+        ),
+    ] {
+        let mut altered = attested.clone();
+        *altered.pointer_mut(&pointer).expect("the member is there") = value;
+        let altered = stack.write("altered.json", altered.to_string());
+        assert!(cosign.verifies(&verify, &altered, &blob), "{case}");
+        assert_eq!(judged(stack, &altered, &blob, &roots), want, "{case}");
     }
 }
 
@@ -484,6 +607,16 @@ fn what_cosign_signs_into_rekor_v1_is_taken_for_what_it_is() {
     let mut stack = on_v1(rekor, &cosign.file(""));
     trusting(&mut stack, &cosign.key());
     let service = format!("--rekor=url={},api-version=1,{START},operator=local", rekor.url);
+    theirs_are_judged(&stack, &cosign, &[&service, "--rekor-config=ANY"]);
+}
+
+#[test]
+fn what_cosign_signs_into_our_log_is_taken_for_what_it_is() {
+    let Some(cosign) = Cosign::new() else { return };
+    let mut stack = Stack::start();
+    trusting(&mut stack, &cosign.key());
+    let url = stack.env("STELLA_LOG_URL");
+    let service = format!("--rekor=url={url},api-version=2,{START},operator=local");
     theirs_are_judged(&stack, &cosign, &[&service, "--rekor-config=ANY"]);
 }
 
@@ -543,7 +676,9 @@ fn what_cosign_signs_without_a_log_is_taken_as_far_as_the_policy_allows() {
         .ok();
     let blob = cosign.file("blob");
     std::fs::write(&blob, "what cosign signs").expect("writes");
-    let theirs = signs(&cosign, "none.json", &blob);
+    let theirs = signs(&cosign, "cosign", "none.json", &blob);
+    make_stranger(&cosign);
+    let by_stranger = signs(&cosign, "stranger", "none.json", &blob);
     // Without a log nothing is verified in the sense of `trust.verified`; a policy may take it by its key all the same.
     let by_key = |unlogged: &str| {
         let key = cosign.key();
@@ -577,6 +712,26 @@ fn what_cosign_signs_without_a_log_is_taken_as_far_as_the_policy_allows() {
             let found: Vec<&str> = found.iter().map(String::as_str).collect();
             assert_eq!(found, want, "{policy}");
         }
+    }
+    // What the policy allows is still of this artifact and by this key, here and offline.
+    let other = stack.write("other", "else");
+    for (bundle, subject, want) in [
+        (&theirs.attested, &other, "SUBJECT:SUBJECT_MISMATCH"),
+        (&theirs.signed, &other, "SUBJECT:SUBJECT_MISMATCH"),
+        (&by_stranger.attested, &blob, "SIGNATURE:KEY_UNKNOWN"),
+        (&by_stranger.signed, &blob, "SIGNATURE:KEY_UNKNOWN"),
+    ] {
+        let (bundle, subject, roots) = (text(bundle), text(subject), text(&roots));
+        let common = ["--subject", &subject, "--policy", &allowing, "--output", "json"];
+        let asked = stack.stella(&[&["verify", &bundle][..], &common].concat());
+        let offline = ["forensic", "verify", "--bundle", &bundle, "--trust-roots", &roots];
+        let offline = stack.stella(&[&offline[..], &common].concat());
+        assert_eq!((asked.code, &asked.stdout), (offline.code, &offline.stdout));
+        let found = failures(&asked);
+        assert!(
+            asked.code == 3 && found.iter().any(|found| found == want),
+            "{want}: {found:?}"
+        );
     }
 }
 

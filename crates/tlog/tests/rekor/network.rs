@@ -122,7 +122,7 @@ async fn a_log_that_refuses_connections_and_comes_back_is_reached_inside_the_dea
         let (one, _) = submission();
         let back = async {
             // How long it is away.
-            sleep(Duration::from_secs(2)).await;
+            sleep(Duration::from_secs(10)).await;
             door.listen().await;
         };
         let (entry, ()) = tokio::join!(client.submit(one.clone()), back);

@@ -9,9 +9,9 @@ use stella_attest::evidence::LogEntry;
 use stella_attest::trust::TrustedLog;
 use stella_attest::verify;
 use stella_testkit::peers::RekorV1 as Peer;
+use stella_tlog::TransparencyLog as _;
 use stella_tlog::rekor::LogReader as _;
 use stella_tlog::rekor::v1::RekorV1;
-use stella_tlog::TransparencyLog as _;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 

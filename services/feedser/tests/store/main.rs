@@ -18,11 +18,12 @@ use stella_feedser::store::*;
 use stella_testkit::peers::{Access, FerretV2, JavaMongo, Keeps};
 
 /// What no server shows that the tests can bring.
-const NOT_SHOWN: [&str; 6] = [
+const NOT_SHOWN: [&str; 7] = [
     "a primary that steps down, and writes that are rolled back",
     "a majority that does not answer in time",
     "that `j: true` outlives a loss of power",
     "sharding",
+    "authentication by X.509",
     "the query planner of MongoDB: which index it takes",
     "retries that a server recognises (txnNumber) and `bulkWrite`: the store uses neither",
 ];
