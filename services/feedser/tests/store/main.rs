@@ -52,6 +52,14 @@ macro_rules! suite {
             }
 
             conformance::promises!(Fixture);
+
+            #[tokio::test]
+            async fn fields_of_others_are_kept() {
+                let uri: Option<String> = $uri;
+                if let Some(uri) = uri {
+                    foreign::fields_of_others_are_kept(&uri).await;
+                }
+            }
         }
     };
 }
