@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
-use stella_attest::checkpoint::Checkpoint;
+use stella_attest::checkpoint::{Checkpoint, LogKey};
 use stella_attest::cosignature;
 use stella_attest::digest::Digest;
 use stella_attest::dsse::{self, Envelope};
@@ -24,7 +24,7 @@ use stella_attest::statement;
 use stella_attest::tile::{self, TILE_WIDTH, TileKind, TilePath};
 use stella_attest::trust::TrustRoots;
 use stella_testkit::stack::{Ended, Stack};
-use stella_testkit::tools::built;
+use stella_testkit::tools::{built, tool};
 
 use crate::cosign::{Cosign, failures, judged, text, trust};
 
@@ -372,6 +372,59 @@ fn many_write_while_the_signer_signs_and_the_witness_cosigns_it_all() {
         let path = merkle::consistency_proof(&tree, proof.tree_size, size).expect("in the tree");
         merkle::verify_consistency(proof.tree_size, size, &path, &proof.root, &newest.root)
             .expect("what was answered is the beginning of what is read");
+    }
+}
+
+/// Somebody else's reader of tiles reads every tile and every entry, and makes the tree of them anew.
+#[test]
+fn another_reader_of_tiles_finds_the_log_whole() {
+    let Some(fsck) = tool("tessera-fsck") else { return };
+    let stack = Stack::start();
+    let url = stack.env("STELLA_LOG_URL");
+    let key = SigningKey::generate(Algorithm::EcdsaP256).expect("a key");
+    let writers: Vec<_> = (0..8)
+        .map(|writer| {
+            let requests: Vec<_> = (0..40)
+                .map(|number| signed(&key, &format!("{writer} {number}")))
+                .collect();
+            let url = url.to_owned();
+            thread::spawn(move || requests.iter().map(|request| log(&url, request).log_index).max())
+        })
+        .collect();
+    let last = writers
+        .into_iter()
+        .filter_map(|writer| writer.join().expect("it writes"))
+        .max();
+    let last = last.expect("entries");
+    assert!(last > 256, "more than one tile: {last}");
+    let roots = trust_roots(&stack);
+    followed(url, |note| {
+        checkpoint(&roots, note.to_string().as_bytes()).size > last
+    });
+
+    let own = roots.logs()[0].key.note_key().to_string();
+    let origin = &roots.logs()[0].key.origin;
+    let stranger = SigningKey::generate(Algorithm::Ed25519).expect("a key");
+    let stranger = LogKey::new(origin, stranger.verifying_key().clone()).expect("a log's key");
+    for (base, verifier_key, is_whole) in [
+        (format!("{url}/"), &own, true),
+        (format!("{url}/api/v2/"), &own, true),
+        (format!("{url}/"), &stranger.note_key().to_string(), false),
+    ] {
+        let file = text(&stack.write("log.vkey", verifier_key));
+        let mut command = Command::new(&fsck);
+        command.args([
+            "--ui=false",
+            "--v=1",
+            "--storage_url",
+            &base,
+            "--public_key",
+            &file,
+        ]);
+        // It ends well in any case; what it found is in what it says.
+        let said = Ended::of(&mut command).stderr;
+        let found = (said.contains("Successfully fsck'd log"), said.contains("fsck failed"));
+        assert_eq!(found, (is_whole, !is_whole), "{base} by {verifier_key}: {said}");
     }
 }
 

@@ -151,6 +151,15 @@ pub(super) const PEERS: &[Peer] = &[
         word: "RekorV2",
     },
     Peer {
+        name: "tessera-fsck",
+        version: "1.0.2",
+        licence: "Apache-2.0",
+        recipe: GoTogether {
+            packages: &["github.com/transparency-dev/tessera/cmd/fsck"],
+        },
+        word: "\"tessera-fsck\"",
+    },
+    Peer {
         name: "timestamp-server",
         version: "2.1.3",
         licence: "Apache-2.0",
