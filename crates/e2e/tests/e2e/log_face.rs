@@ -423,7 +423,10 @@ fn another_reader_of_tiles_finds_the_log_whole() {
         ]);
         // It ends well in any case; what it found is in what it says.
         let said = Ended::of(&mut command).stderr;
-        let found = (said.contains("Successfully fsck'd log"), said.contains("fsck failed"));
+        let found = (
+            said.contains("Successfully fsck'd log"),
+            said.contains("fsck failed"),
+        );
         assert_eq!(found, (is_whole, !is_whole), "{base} by {verifier_key}: {said}");
     }
 }

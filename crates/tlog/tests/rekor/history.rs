@@ -186,7 +186,7 @@ enum Client {
 
 impl Client {
     /// Looks at the log; the reason if that fails.
-    async fn look(&self) -> Result<(), &'static str> {
+    async fn look(&self) -> Looked {
         match self {
             Self::V1(client) => client.look().await.map(|_| ()).map_err(|error| error.reason()),
             // What is beyond any tree makes it look.
@@ -214,7 +214,7 @@ fn show(door: &Door, shown: Shown) {
 #[tokio::test]
 async fn a_log_that_forks_or_shrinks_is_an_alarm_and_one_that_grows_is_none() {
     // The sizes of the two checkpoints of a fork that can be proven to others.
-    let rows: [(&str, Steps, Result<(), &'static str>, Option<(u64, u64)>); 9] = [
+    let rows: [(&str, Steps, Looked, Option<(u64, u64)>); 9] = [
         (
             "grows",
             &[("a", 3), ("a", 5), ("a", 5), ("a", 300), ("a", 600)],
@@ -264,6 +264,9 @@ async fn a_log_that_forks_or_shrinks_is_an_alarm_and_one_that_grows_is_none() {
     running.join_all().await;
 }
 
+/// What comes of a look; the reason if it failed.
+type Looked = Result<(), &'static str>;
+
 /// What a log shows one after the other: trees by their names and sizes.
 type Steps = &'static [(&'static str, u64)];
 
@@ -272,7 +275,7 @@ async fn assert_looks(
     generation: Generation,
     case: &'static str,
     steps: Steps,
-    want: Result<(), &'static str>,
+    want: Looked,
     fork: Option<(u64, u64)>,
 ) {
     let forger = Forger::new(generation);

@@ -26,8 +26,11 @@ struct Tested {
     name: &'static str,
     trusted: TrustedLog,
     home: TempDir,
-    open: Box<dyn Fn(&TempDir) -> Arc<dyn TransparencyLog>>,
+    open: Box<Opener>,
 }
+
+/// Opens a log that keeps what it must in this directory.
+type Opener = dyn Fn(&TempDir) -> Arc<dyn TransparencyLog>;
 
 impl Tested {
     fn log(&self) -> Arc<dyn TransparencyLog> {
