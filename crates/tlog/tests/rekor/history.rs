@@ -214,7 +214,7 @@ fn show(door: &Door, shown: Shown) {
 #[tokio::test]
 async fn a_log_that_forks_or_shrinks_is_an_alarm_and_one_that_grows_is_none() {
     // The sizes of the two checkpoints of a fork that can be proven to others.
-    let rows: [(&str, Steps, Looked, Option<(u64, u64)>); 9] = [
+    let rows: [(&str, Steps, Looked, Option<Sizes>); 9] = [
         (
             "grows",
             &[("a", 3), ("a", 5), ("a", 5), ("a", 300), ("a", 600)],
@@ -267,6 +267,9 @@ async fn a_log_that_forks_or_shrinks_is_an_alarm_and_one_that_grows_is_none() {
 /// What comes of a look; the reason if it failed.
 type Looked = Result<(), &'static str>;
 
+/// The sizes of two checkpoints.
+type Sizes = (u64, u64);
+
 /// What a log shows one after the other: trees by their names and sizes.
 type Steps = &'static [(&'static str, u64)];
 
@@ -276,7 +279,7 @@ async fn assert_looks(
     case: &'static str,
     steps: Steps,
     want: Looked,
-    fork: Option<(u64, u64)>,
+    fork: Option<Sizes>,
 ) {
     let forger = Forger::new(generation);
     let door = Door::alone(|_| Deed::Say(answer("404 Not Found", "", b""))).await;
