@@ -19,6 +19,7 @@
 //! It cosigns afterwards, and `/checkpoint` shows its line.
 
 mod answer;
+mod patience;
 mod rate;
 mod request;
 mod route;
@@ -45,6 +46,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::answer::Refusal;
+use self::patience::Patient;
 use self::rate::Rate;
 use self::route::Route;
 use crate::embedded::EmbeddedLog;
@@ -226,7 +228,7 @@ async fn connection(stream: TcpStream, hall: Arc<Hall>, stop: CancellationToken)
         .timer(TokioTimer::new())
         .header_read_timeout(timeout)
         .max_buf_size(64 << 10)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Patient::new(stream, timeout)), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
