@@ -4,6 +4,7 @@
 //! (but 501), 408, 499, and 429, whose `Retry-After` is kept. Everything asked here may be asked twice. Redirects are not
 //! followed.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
@@ -29,6 +30,8 @@ pub(crate) struct Http {
     base: String,
     attempt_timeout: Duration,
     places: Semaphore,
+    /// Whether the last attempt failed, so that each change is said once.
+    is_away: AtomicBool,
 }
 
 /// What is asked.
@@ -129,7 +132,13 @@ impl Http {
             base: url.to_owned(),
             attempt_timeout,
             places: Semaphore::new(IN_FLIGHT),
+            is_away: AtomicBool::new(false),
         })
+    }
+
+    /// The URL without a query, which may be secret.
+    fn name(&self) -> &str {
+        self.base.split('?').next().unwrap_or_default()
     }
 
     /// Asks until there is an answer that counts, or until `deadline`.
@@ -141,7 +150,12 @@ impl Http {
             };
             let until = deadline.min(Instant::now() + self.attempt_timeout);
             let failure = match timeout_at(until, self.attempt(request)).await {
-                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Ok(answer)) => {
+                    if self.is_away.swap(false, Ordering::Relaxed) {
+                        tracing::info!(url = self.name(), "the server answers again");
+                    }
+                    return Ok(answer);
+                }
                 Ok(Err(Attempt::Invalid(error))) => return Err(error),
                 Ok(Err(Attempt::Failed(failure))) => failure,
                 Err(_) => Failure {
@@ -150,6 +164,9 @@ impl Http {
                 },
             };
             drop(place);
+            if !self.is_away.swap(true, Ordering::Relaxed) {
+                tracing::warn!(url = self.name(), seen = %failure.seen, "the server does not answer; it is asked again");
+            }
             // Never at once, and never all together, whatever the server wishes.
             let wait = failure
                 .retry_after
@@ -159,7 +176,7 @@ impl Http {
             if wait >= deadline.saturating_duration_since(Instant::now()) {
                 return Err(HttpError::Unavailable(failure.seen));
             }
-            tracing::debug!(url = %self.base, path = request.path, seen = %failure.seen, "asking again");
+            tracing::debug!(url = self.name(), path = request.path, seen = %failure.seen, "asking again");
             sleep(wait).await;
             pause = LONGEST_PAUSE.min(pause * 2);
         }

@@ -25,7 +25,7 @@ use crate::feedser::blocking;
 use crate::repository::read_evidence;
 use crate::store::Attestation;
 
-/// Entries that are read at the same time.
+/// Entries that are read from one log at the same time.
 const AT_ONCE: usize = 64;
 
 /// Where a log entry is, as a caller says.
@@ -42,18 +42,22 @@ pub struct Place {
 }
 
 /// The configured logs.
-pub struct Logs {
-    readers: Vec<Arc<dyn LogReader>>,
+pub struct Logs(Vec<Log>);
+
+/// One log; one that is slow keeps nobody from another.
+struct Log {
+    reader: Arc<dyn LogReader>,
     places: Semaphore,
 }
 
 impl Logs {
     /// The logs in the order in which they are asked.
     pub fn new(readers: Vec<Arc<dyn LogReader>>) -> Self {
-        Self {
-            readers,
+        let log = |reader| Log {
+            reader,
             places: Semaphore::new(AT_ONCE),
-        }
+        };
+        Self(readers.into_iter().map(log).collect())
     }
 
     /// Opens what the configuration names. Blocks.
@@ -73,7 +77,7 @@ impl Logs {
 
     /// The logs whose history is watched, by their ids.
     pub(crate) fn forks(&self) -> Vec<([u8; 32], Forks)> {
-        let watched = self.readers.iter();
+        let watched = self.0.iter().map(|log| &log.reader);
         watched
             .filter_map(|log| Some((log.log_id(), log.forks()?)))
             .collect()
@@ -81,7 +85,7 @@ impl Logs {
 
     /// True if there is none.
     pub fn is_empty(&self) -> bool {
-        self.readers.is_empty()
+        self.0.is_empty()
     }
 
     /// `attestation` with the entry that `place` names: a bundle with envelope, entry, and what the evidence had besides.
@@ -95,14 +99,14 @@ impl Logs {
         place: &Place,
         max: usize,
     ) -> Result<Attestation, Error> {
-        let _place = self.places.acquire().await.map_err(|_| Error::Cancelled)?;
         // A log that could not be asked may have the entry, whatever the others say.
         let (mut foreign, mut unread, field) = (None, None, place.field);
-        for reader in &self.readers {
+        for Log { reader, places } in &self.0 {
             let is_named = |named: &String| *named == hex::encode(reader.log_id());
             if !place.log_id.as_ref().is_none_or(is_named) {
                 continue;
             }
+            let _place = places.acquire().await.map_err(|_| Error::Cancelled)?;
             let entry = match read(reader.as_ref(), place).await {
                 Ok(entry) => entry,
                 Err(LogError::EntryNotFound | LogError::NotSearchable(_)) => continue,
@@ -184,4 +188,90 @@ fn completed(evidence: &[u8], entry: &LogEntry, field: &'static str) -> Result<V
         std::slice::from_ref(entry),
         &evidence.material.timestamps,
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use async_trait::async_trait;
+    use stella_attest::digest::Digest;
+    use stella_attest::dsse::Envelope;
+    use stella_attest::key::{Algorithm, SigningKey};
+    use stella_attest::statement;
+    use tokio::task::JoinSet;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// A log without entries, or one that never answers.
+    struct Named {
+        log_id: [u8; 32],
+        answers: bool,
+    }
+
+    #[async_trait]
+    impl LogReader for Named {
+        fn log_id(&self) -> [u8; 32] {
+            self.log_id
+        }
+
+        async fn entry_by_index(&self, _index: u64) -> Result<LogEntry, LogError> {
+            if self.answers {
+                Err(LogError::EntryNotFound)
+            } else {
+                pending().await
+            }
+        }
+
+        async fn entry_by_uuid(&self, _uuid: &str) -> Result<LogEntry, LogError> {
+            Err(LogError::NotSearchable("id"))
+        }
+
+        async fn find(&self, _digest: &Digest) -> Result<Vec<String>, LogError> {
+            Err(LogError::NotSearchable("digest"))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_log_that_never_answers_keeps_nobody_from_another() {
+        let key = SigningKey::generate(Algorithm::EcdsaP256).expect("a key");
+        let payload = statement::build(
+            "app.bin",
+            &Digest::of(b"app"),
+            statement::OPENVEX,
+            serde_json::json!({}),
+        );
+        let envelope = Envelope::sign(statement::PAYLOAD_TYPE, &payload, &key).expect("signs");
+        let attestation = read_evidence(envelope.canonical_bytes().into(), 1 << 20).expect("evidence");
+        let attestation = Arc::new(attestation);
+        let log = |id: u8, answers| -> Arc<dyn LogReader> {
+            Arc::new(Named {
+                log_id: [id; 32],
+                answers,
+            })
+        };
+        let logs = Arc::new(Logs::new(vec![log(1, false), log(2, true)]));
+        let place = |id: u8| Place {
+            field: "log_entry",
+            log_id: Some(hex::encode([id; 32])),
+            index: Some(0),
+            uuid: None,
+        };
+        let mut waiting = JoinSet::new();
+        for _ in 0..3 * AT_ONCE {
+            let (logs, attestation, place) = (logs.clone(), attestation.clone(), place(1));
+            waiting.spawn(async move { logs.complete(&attestation, &place, 1 << 20).await.is_ok() });
+        }
+        tokio::task::yield_now().await;
+        let other = place(2);
+        let answered = logs.complete(&attestation, &other, 1 << 20);
+        let answered = timeout(Duration::from_secs(30), answered)
+            .await
+            .expect("it is not kept waiting");
+        let Err(Error::Log { source, .. }) = answered else {
+            panic!("{answered:?}");
+        };
+        assert_eq!(source.reason(), "LOG_ENTRY_NOT_FOUND");
+    }
 }
