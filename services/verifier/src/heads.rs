@@ -3,7 +3,7 @@
 //! One small JSON file per origin and log key. A head only grows. A log that is distrusted stays so until an operator
 //! gives the log another key.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -53,6 +53,8 @@ fn name(origin: &str, log_id: &[u8; 32]) -> Digest {
 pub(crate) struct Heads {
     dir: PathBuf,
     heads: HashMap<Digest, Head>,
+    /// Forks that could not be written.
+    unwritten: HashSet<Digest>,
 }
 
 impl Heads {
@@ -73,6 +75,7 @@ impl Heads {
         Ok(Self {
             dir: dir.to_owned(),
             heads,
+            unwritten: HashSet::new(),
         })
     }
 
@@ -106,10 +109,20 @@ impl Heads {
         });
         let path = self.dir.join(format!("{}.json", head.name().hex()));
         let written = fs::write_atomic(&path, &canonical::to_vec(&document), Access::Everybody);
+        if written.is_ok() {
+            self.unwritten.remove(&head.name());
+        } else if head.fork.is_some() {
+            self.unwritten.insert(head.name());
+        }
         if written.is_ok() || head.fork.is_some() {
             self.heads.insert(head.name(), head);
         }
         Ok(written?)
+    }
+
+    /// True if what is known of the log is what its file says.
+    pub(crate) fn is_written(&self, head: &Head) -> bool {
+        !self.unwritten.contains(&head.name())
     }
 }
 

@@ -22,6 +22,8 @@ use crate::witness;
 const MAX_CHAIN: usize = 32;
 /// Most nodes of a consistency proof.
 const MAX_PROOF: usize = 128;
+/// Largest note of a fork, in bytes: hundreds of times what logs and their witnesses write.
+const MAX_FORK_NOTE: usize = 64 << 10;
 /// Longest name of a backfill job, in bytes.
 const MAX_JOB: usize = 200;
 
@@ -144,8 +146,12 @@ pub(crate) fn read_cosign(request: &pb::CosignCheckpointRequest) -> Result<witne
 
 pub(crate) fn read_fork(request: &pb::ReportForkRequest) -> Result<ForkProof, Error> {
     let note = |field, note: &[u8]| {
-        let expected = "a signed note";
-        String::from_utf8(note.to_vec()).map_err(|_| Error::Malformed { field, expected })
+        let text = String::from_utf8(note.to_vec()).ok();
+        text.filter(|text| text.len() <= MAX_FORK_NOTE)
+            .ok_or(Error::Malformed {
+                field,
+                expected: "a signed note of at most 64 KiB",
+            })
     };
     Ok(ForkProof {
         first: note("first", &request.first)?,

@@ -242,7 +242,9 @@ impl Witness {
                     let kept = heads.get(&first.origin, &log_id).cloned();
                     if let Some(known) = kept.as_ref().filter(|head| head.fork.is_some()) {
                         // The disk may have been full when it was seen.
-                        heads.keep(known.clone()).map_err(WitnessError::Storage)?;
+                        if !heads.is_written(known) {
+                            heads.keep(known.clone()).map_err(WitnessError::Storage)?;
+                        }
                         return Ok(log_id);
                     }
                     let kept = kept.unwrap_or(Head {

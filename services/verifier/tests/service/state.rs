@@ -264,25 +264,24 @@ async fn a_fork_as_it_was_kept_once_is_still_one() {
 
 /// The thief of a log's key can make entries when its owner no longer does.
 #[tokio::test]
-async fn an_entry_by_a_log_whose_key_was_given_up_before_does_not_count() {
+async fn an_entry_by_a_log_whose_key_was_not_in_use_does_not_count() {
     let mut world = World::new();
     let attested = world.attest(VEX, &subject()).await;
     let file = world.config.trust.roots.to_path_buf();
     let written = std::fs::read_to_string(&file).expect("trust roots");
-    for (until, want) in [
-        (now(), &[][..]),
-        (Timestamp::from_unix(NOW - 1), &["TIME:LOG_KEY_NOT_VALID"]),
+    for (member, time, want) in [
+        ("validUntil", NOW, &[][..]),
+        ("validUntil", NOW - 1, &["TIME:LOG_KEY_NOT_VALID"]),
+        ("validFrom", NOW, &[]),
+        ("validFrom", NOW + 1, &["TIME:LOG_KEY_NOT_VALID"]),
     ] {
         let mut roots: serde_json::Value = serde_json::from_str(&written).expect("JSON");
-        roots["logs"][0]["validUntil"] = until.to_string().into();
+        roots["logs"][0][member] = Timestamp::from_unix(time).to_string().into();
         std::fs::write(&file, roots.to_string()).expect("writes");
         world.open();
         let verdict = world.client(OPERATOR).verify(to_verify(attested.bundle())).await;
-        assert_eq!(
-            failures(&verdict.expect("a verdict").into_inner()),
-            want,
-            "{until}"
-        );
+        let found = failures(&verdict.expect("a verdict").into_inner());
+        assert_eq!(found, want, "{member} {time}");
     }
 }
 
