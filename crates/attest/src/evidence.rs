@@ -226,6 +226,13 @@ impl Material {
             .iter()
             .map(|stamp| decode(&stamp["signedTimestamp"], "rfc3161Timestamps.signedTimestamp"))
             .collect::<Result<_, _>>()?;
+        // Bundles bear one of them (protobuf-specs VerificationMaterial).
+        let names = ["publicKey", "certificate", "x509CertificateChain"];
+        if names.iter().filter(|name| !material[**name].is_null()).count() > 1 {
+            return Err(EvidenceError::Malformed {
+                field: "verificationMaterial",
+            });
+        }
         let certificate = match (
             &material["certificate"],
             &material["x509CertificateChain"]["certificates"][0],
@@ -562,6 +569,14 @@ mod tests {
             let refused = Evidence::parse(&canonical::to_vec(&altered)).map(|_| ());
             assert_eq!(refused.map_err(|error| error.reason()), Err(want), "{pointer}");
         }
+        let mut two_names = bundle.clone();
+        two_names["verificationMaterial"]["certificate"] = json!({"rawBytes": "AAAA"});
+        let refused = Evidence::parse(&canonical::to_vec(&two_names)).map(|_| ());
+        assert_eq!(
+            refused.map_err(|error| error.reason()),
+            Err("BUNDLE_MALFORMED"),
+            "a key and a certificate"
+        );
         let mut both = bundle;
         both["messageSignature"] = message["messageSignature"].clone();
         let refused = Evidence::parse(&canonical::to_vec(&both)).map(|_| ());

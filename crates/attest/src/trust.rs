@@ -77,6 +77,15 @@ pub struct Validity {
 }
 
 impl Validity {
+    /// What lies within both; nothing does if they do not meet.
+    #[must_use]
+    fn and(self, other: Self) -> Self {
+        Self {
+            from: self.from.max(other.from),
+            until: [self.until, other.until].into_iter().flatten().min(),
+        }
+    }
+
     /// True if it ends before it begins.
     fn is_reversed(&self) -> bool {
         self.from
@@ -100,7 +109,7 @@ pub struct TrustedLog {
     /// Set when the log was seen to be forked: its checkpoints count no more.
     pub distrusted: bool,
     /// When its key was in use. A Rekor v1's promise of another time does not count; nor does what another log holds of a
-    /// signature that is trusted to be of a later time.
+    /// signature that is trusted to be of another time.
     pub validity: Validity,
 }
 
@@ -280,6 +289,14 @@ impl TrustRoots {
             )?)
         };
         let logs = root.list("logs", trusted_log)?;
+        for (index, log) in logs.iter().enumerate() {
+            let is_named_before = |known: &TrustedLog| known.key.log_id == log.key.log_id;
+            if logs[..index].iter().any(is_named_before) {
+                return Err(TrustError::Malformed {
+                    path: format!("/logs/{index}/publicKey"),
+                });
+            }
+        }
         let witnesses = root.list("witnesses", |entry| {
             NoteKey::parse(entry.as_text()?).map_err(|source| TrustError::Note {
                 path: entry.path.clone(),
@@ -386,13 +403,18 @@ impl TrustRoots {
         self
     }
 
-    /// The set with the logs and timestamp authorities of a Sigstore trusted root besides its own; a log that is in
-    /// both stays as it is here.
+    /// The set with the logs and timestamp authorities of a Sigstore trusted root besides its own. A log that is in both
+    /// is one, whose key was in use when both say so.
     #[must_use]
     pub fn with_sigstore(mut self, other: SigstoreRoots) -> Self {
         for log in other.logs {
-            if self.log(&log.key.log_id).is_none() {
-                self.logs.push(log);
+            match self
+                .logs
+                .iter_mut()
+                .find(|known| known.key.log_id == log.key.log_id)
+            {
+                Some(known) => known.validity = known.validity.and(log.validity),
+                None => self.logs.push(log),
             }
         }
         self.timestamp_authorities.extend(other.timestamp_authorities);

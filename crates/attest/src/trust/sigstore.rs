@@ -266,6 +266,29 @@ mod tests {
     }
 
     #[test]
+    fn a_log_that_is_named_twice_is_refused_and_one_in_both_formats_is_in_use_when_both_say_so() {
+        let read = SigstoreRoots::parse(&canonical::to_vec(&root())).expect("a trusted root");
+        let mut own = read.logs[0].clone();
+        let time = |text: &str| Some(text.parse::<Timestamp>().expect("a time"));
+        own.validity = Validity {
+            from: time("2026-01-10T00:00:00Z"),
+            until: None,
+        };
+        let roots = TrustRoots::new(vec![], None, vec![own.clone()], vec![], vec![]);
+        let both = roots.with_sigstore(read);
+        assert_eq!(both.logs().len(), 2);
+        let want = Validity {
+            from: own.validity.from,
+            until: time("2026-02-01T00:00:00Z"),
+        };
+        assert_eq!(both.logs()[0].validity, want);
+
+        let twice = TrustRoots::new(vec![], None, vec![own.clone(), own], vec![], vec![]);
+        let refused = TrustRoots::parse(twice.to_canonical()).expect_err("twice");
+        assert!(refused.to_string().contains("`/logs/1/publicKey`"), "{refused}");
+    }
+
+    #[test]
     fn a_damaged_trusted_root_is_refused_by_its_member() {
         for (pointer, value, want) in [
             ("/tlogs", json!({}), "`/tlogs`"),

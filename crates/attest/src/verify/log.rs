@@ -175,8 +175,8 @@ pub(super) fn judge_timestamps(
     }
 }
 
-/// Refuses entries of logs whose key was given up before the signature is trusted to be there: its thief could have made
-/// them. A Rekor v1 states the time itself, and is held to it there.
+/// Refuses entries of logs whose key was not in use when the signature is trusted to be there: a thief of the key could
+/// have made them since. A Rekor v1 states the time itself, and is held to it there.
 pub(super) fn judge_validity(material: &Material, roots: &TrustRoots, logged: &mut Logged) {
     let Some(trusted) = logged.times.first() else {
         return;
@@ -186,8 +186,8 @@ pub(super) fn judge_validity(material: &Material, roots: &TrustRoots, logged: &m
         .iter()
         .filter_map(|entry| roots.log(&entry.log_id));
     for log in logs.filter(|log| !is_rekor_v1(log)) {
-        if log.validity.until.is_some_and(|until| until < trusted.time) {
-            let detail = format!("{} is after the key of {} was given up", trusted.time, log.name());
+        if !log.validity.contains(trusted.time) {
+            let detail = format!("at {} the key of {} was not in use", trusted.time, log.name());
             logged.invalid_time = Some(("LOG_KEY_NOT_VALID", detail));
         }
     }
