@@ -181,7 +181,7 @@ impl DevDir {
     pub fn open(root: &Path) -> anyhow::Result<Self> {
         ensure!(
             root.join(MARKER).exists(),
-            "`{}` is not a directory of `stella up`",
+            "`{}` is not a directory of `stella up`; --dir names one",
             root.display()
         );
         Ok(Self {
@@ -534,7 +534,12 @@ fn method_table() -> anyhow::Result<MethodTable> {
     )?;
     grant(
         "backfill",
-        &["stella.feedser.v1.FeedserService/*"],
+        &[
+            "stella.feedser.v1.FeedserService/AttachProvenanceBatch",
+            "stella.feedser.v1.FeedserService/CountUnproven",
+            "stella.feedser.v1.FeedserService/FindAttestations",
+            "stella.feedser.v1.FeedserService/ListUnproven",
+        ],
         vec![Tenants::All],
     )?;
     Ok(table)

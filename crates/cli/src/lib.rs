@@ -154,4 +154,21 @@ mod tests {
     fn the_command_line_contradicts_itself_nowhere() {
         super::Cli::command().debug_assert();
     }
+
+    /// clap takes two arguments of one id for one, and gives each the environment and the value of the other.
+    #[test]
+    fn no_command_has_an_argument_of_its_own_with_the_id_of_a_global_one() {
+        let cli = super::Cli::command();
+        let global = cli.get_arguments().filter(|argument| argument.is_global_set());
+        let global: Vec<_> = global.map(|argument| argument.get_id().clone()).collect();
+        assert!(!global.is_empty());
+        let mut commands: Vec<_> = cli.get_subcommands().collect();
+        while let Some(command) = commands.pop() {
+            for argument in command.get_arguments() {
+                let id = argument.get_id();
+                assert!(!global.contains(id), "`{id}` of `{}`", command.get_name());
+            }
+            commands.extend(command.get_subcommands());
+        }
+    }
 }

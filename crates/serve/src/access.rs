@@ -18,6 +18,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use stella_proto::status::refuse;
@@ -29,7 +30,7 @@ use crate::fs::{self, Access as FileAccess, FsError};
 pub const TENANT_HEADER: &str = "x-stella-tenant";
 
 /// The methods of ours that concern no tenant.
-const WITHOUT_TENANT: [&str; 4] = [
+pub const WITHOUT_TENANT: [&str; 4] = [
     "/stella.verifier.v1.VerifierService/CosignCheckpoint",
     "/stella.verifier.v1.VerifierService/ReportFork",
     "/stella.verifier.v1.VerifierService/GetTrustRoots",
@@ -171,12 +172,23 @@ impl Serialize for Tenant {
 pub struct Caller {
     identity: SpiffeId,
     tenant: Option<Tenant>,
+    deadline: Option<Instant>,
 }
 
 impl Caller {
     /// A caller for tests of what lies behind the server.
     pub fn new(identity: SpiffeId, tenant: Option<Tenant>) -> Self {
-        Self { identity, tenant }
+        Self {
+            identity,
+            tenant,
+            deadline: None,
+        }
+    }
+
+    /// The same, who waits no longer than this.
+    #[must_use]
+    pub fn until(self, deadline: Option<Instant>) -> Self {
+        Self { deadline, ..self }
     }
 
     /// The caller of a gRPC request.
@@ -192,6 +204,11 @@ impl Caller {
     /// The identity in the caller's certificate.
     pub fn identity(&self) -> &SpiffeId {
         &self.identity
+    }
+
+    /// When the call is cut off, by its caller's deadline or the server's; streams may have none.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
     }
 
     /// The tenant that the call is for; refused as `TENANT_REQUIRED` on a call that has none.

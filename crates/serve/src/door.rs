@@ -127,7 +127,15 @@ impl Door {
             ));
         }
         if !method.open {
-            let tenant = request.headers().get(TENANT_HEADER);
+            let mut named = request.headers().get_all(TENANT_HEADER).iter();
+            let tenant = named.next();
+            if named.next().is_some() {
+                return Err(refuse(
+                    Code::InvalidArgument,
+                    "TENANT_AMBIGUOUS",
+                    format!("`{TENANT_HEADER}` is there more than once"),
+                ));
+            }
             call.tenant =
                 hall.access
                     .load()
@@ -172,9 +180,8 @@ impl Door {
             Span::none()
         };
         call.span = span.clone();
-        request
-            .extensions_mut()
-            .insert(Caller::new(self.peer.identity.clone(), call.tenant.clone()));
+        let caller = Caller::new(self.peer.identity.clone(), call.tenant.clone());
+        request.extensions_mut().insert(caller.until(terms.until));
         let route = route(request);
         let Terms {
             until,

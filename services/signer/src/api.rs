@@ -42,6 +42,7 @@ fn asker<T>(request: &Request<T>) -> Result<Asker, Status> {
     Ok(Asker {
         caller: caller.identity().as_str().to_owned(),
         tenant,
+        deadline: caller.deadline(),
     })
 }
 

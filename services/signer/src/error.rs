@@ -101,6 +101,9 @@ pub enum Error {
     /// The log did not take it.
     #[error("{0}")]
     Log(#[from] LogError),
+    /// The caller's deadline is near, and the signature is not known to be logged. It is being logged all the same.
+    #[error("it was not logged in the time that the caller gave; the same call again takes up the signature")]
+    Late,
     /// A recorded signature is not logged, and its key has been retired since.
     #[error("key `{0}` was retired before its signature was logged: sign again with another idempotency key")]
     Retired(KeyId),
@@ -202,6 +205,7 @@ impl Error {
                 };
                 refuse(code, error.reason(), text)
             }
+            Self::Late => refuse(Code::Unavailable, "LOG_UNAVAILABLE", text),
             Self::Retired(_) => refuse(Code::FailedPrecondition, "KEY_RETIRED", text),
             Self::Tsa(error) => {
                 let code = match error {

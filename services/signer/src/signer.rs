@@ -14,6 +14,7 @@ mod unfinished;
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use stella_attest::cosignature;
 use stella_attest::digest::Digest;
@@ -50,6 +51,8 @@ pub struct Asker {
     pub caller: String,
     /// The tenant.
     pub tenant: String,
+    /// When whoever asks is gone.
+    pub deadline: Option<Instant>,
 }
 
 /// What was signed.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 use serde_json::json;
-use stella_serve::access::{Grant, MethodTable, SpiffeId, Tenants};
+use stella_serve::access::{Grant, MethodTable, SpiffeId, Tenants, WITHOUT_TENANT};
 use stella_serve::pki::{DevCa, Order};
 
 use crate::devdir::{DevDir, methods};
@@ -82,6 +82,14 @@ pub(crate) fn access(command: Access, output: Output) -> Result<(), Failure> {
         .map(|text| methods(text))
         .collect::<anyhow::Result<_>>()
         .map_err(usage)?;
+    let concerns_tenants = texts.iter().any(|text| {
+        let path = format!("/{}", text.trim_start_matches('/'));
+        !WITHOUT_TENANT.contains(&path.as_str())
+    });
+    if tenants.is_empty() && concerns_tenants {
+        return Err(Failure::usage("a grant without tenants allows nothing")
+            .hint("name each with --for-tenant, or all with --for-tenant '*'"));
+    }
     let granted = tenants.iter().map(|name| match name.as_str() {
         "*" => Ok(Tenants::All),
         name => Ok(Tenants::One(name.parse()?)),

@@ -29,16 +29,16 @@ pub struct Addition {
     #[arg(long, value_name = "FILE")]
     roots: PathBuf,
     /// A public key (PEM) that may sign attestations, such as cosign.pub
-    #[arg(long = "public-key", value_name = "PEM")]
-    key: Option<PathBuf>,
+    #[arg(long, value_name = "PEM")]
+    public_key: Option<PathBuf>,
     /// Who stands behind the key
-    #[arg(long, value_name = "NAME", requires = "key")]
+    #[arg(long, value_name = "NAME", requires = "public_key")]
     issuer: Option<String>,
     /// A tenant that the key may sign for; default: all
-    #[arg(long = "key-tenant", value_name = "TENANT", requires = "key")]
+    #[arg(long = "key-tenant", value_name = "TENANT", requires = "public_key")]
     tenants: Vec<String>,
     /// A predicateType that the key may sign, * for any run of characters; default: all
-    #[arg(long = "predicate-type", value_name = "PATTERN", requires = "key")]
+    #[arg(long = "predicate-type", value_name = "PATTERN", requires = "public_key")]
     predicate_types: Vec<String>,
     /// Logs and timestamp authorities to believe: a Sigstore trusted_root.json
     #[arg(long, value_name = "FILE")]
@@ -83,7 +83,7 @@ pub(crate) async fn run(command: Command, connection: &Connection) -> Result<(),
 
 /// Writes the file anew; what it names already is not added again.
 fn add(addition: &Addition, connection: &Connection) -> Result<(), Failure> {
-    if addition.key.is_none() && addition.sigstore.is_none() {
+    if addition.public_key.is_none() && addition.sigstore.is_none() {
         return Err(Failure::usage("there is nothing to add").hint("give --public-key, --sigstore or both"));
     }
     let path = &addition.roots;
@@ -91,7 +91,7 @@ fn add(addition: &Addition, connection: &Connection) -> Result<(), Failure> {
         |path: &Path, error: &dyn std::error::Error| Failure::usage(format!("`{}`: {error}", path.display()));
     let mut roots =
         TrustRoots::parse(&read_file("the trust roots", path)?).map_err(|error| refused(path, &error))?;
-    if let Some(path) = &addition.key {
+    if let Some(path) = &addition.public_key {
         let pem = String::from_utf8_lossy(&read_file("the key", path)?).into_owned();
         let key = VerifyingKey::from_spki_pem(&pem).map_err(|error| refused(path, &error))?;
         let is_known = roots.keys_for(Purpose::Attestation).contains(&&key);

@@ -377,6 +377,30 @@ async fn the_method_table_says_who_may_call_what_for_whom() {
             );
         }
     }
+    let channel = stack.connect("feedser", &operator, Some(id("feedser"))).await;
+    let mut feedser = FeedserServiceClient::new(channel.expect("a connection"));
+    let mut twice = Request::new(feedser_pb::CountUnprovenRequest::default());
+    for tenant in ["dev", "prod"] {
+        let tenant = tenant.parse().expect("a header");
+        twice.metadata_mut().append("x-stella-tenant", tenant);
+    }
+    let answer = feedser.count_unproven(twice).await;
+    assert_eq!(
+        answer.map(|_| ()).map_err(|status| refusal(&status)),
+        Err(want(Code::InvalidArgument, "TENANT_AMBIGUOUS"))
+    );
+    let backfill = stack.stolen("backfill");
+    let channel = stack.connect("feedser", &backfill, Some(id("feedser"))).await;
+    let mut feedser = FeedserServiceClient::new(channel.expect("a connection"));
+    let mut put = Request::new(feedser_pb::PutAttestationRequest::default());
+    let tenant = "dev".parse().expect("a header");
+    put.metadata_mut().insert("x-stella-tenant", tenant);
+    let answer = feedser.put_attestation(put).await;
+    assert_eq!(
+        answer.map(|_| ()).map_err(|status| refusal(&status)),
+        denied("METHOD_NOT_ALLOWED"),
+        "Backfill stores nothing"
+    );
     for (who, service, want) in [
         ("signer", "verifier", denied("METHOD_NOT_ALLOWED")),
         ("signer", "feedser", denied("METHOD_NOT_ALLOWED")),

@@ -425,6 +425,47 @@ fn an_envelope_that_a_crash_left_unlogged_is_logged_once() {
     assert_eq!(size, Some(1), "it was logged once");
 }
 
+/// A log that is away is named before the caller's time is over, and what was signed is logged when it is back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_caller_hears_of_a_log_that_is_away_before_its_deadline() {
+    let Some(mut rekor) = RekorV2::start(RekorV2Options::default()) else {
+        return;
+    };
+    let home = tempfile::tempdir().expect("a directory");
+    let stack = on_v2(&rekor, home.path(), &[]);
+    let payload = statement::build("blob", &Digest::of(b"blob"), statement::OPENVEX, json!({}));
+    let sign = || {
+        let mut request = stack.request(signer_pb::SignRequest {
+            payload: payload.clone().into(),
+            idempotency_key: "one".to_owned(),
+            ..signer_pb::SignRequest::default()
+        });
+        request.set_timeout(Duration::from_secs(2));
+        request
+    };
+    let mut signer = SignerServiceClient::new(stack.channel("signer").await);
+    rekor.kill9();
+    let refused = signer.sign(sign()).await.expect_err("the log is away");
+    assert_eq!(
+        reason(&refused).as_deref(),
+        Some("LOG_UNAVAILABLE"),
+        "{refused:?}"
+    );
+    stack.wait_for_log("signer", 0, "the server does not answer; it is asked again");
+    rekor.restart();
+    let deadline = Instant::now() + PATIENCE;
+    let signed = loop {
+        match signer.sign(sign()).await {
+            Ok(signed) => break signed.into_inner(),
+            Err(error) => assert!(Instant::now() < deadline, "{error:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    let place = signed.log.expect("it is logged");
+    assert_eq!((place.log_index, place.tree_size), (0, 1), "once");
+    stack.wait_for_log("signer", 0, "the server answers again");
+}
+
 /// Its key is retired while the log is away: nobody has seen the signature, and nobody will.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_signature_that_was_not_logged_before_its_key_was_retired_is_refused_by_name() {

@@ -3,11 +3,13 @@
 //! A retry with the same idempotency key goes on where the first call ended, with the recorded signature.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use stella_attest::digest::Digest;
 use stella_attest::dsse;
 use stella_attest::key::VerifyingKey;
 use stella_attest::statement::PAYLOAD_TYPE;
+use tokio::time::timeout_at;
 
 use super::{Asker, Recorded, Signed, Signer, answer, recorded, submission, unlogged};
 use crate::audit::record::Draft;
@@ -15,6 +17,9 @@ use crate::audit::{Location, Written};
 use crate::error::Error;
 use crate::idempotency::{Begin, Done, Scope, Ticket};
 use crate::order::{SignOrder, Transparency};
+
+/// How long before the caller's deadline it hears that the log has not answered.
+const TO_ANSWER: Duration = Duration::from_millis(250);
 
 impl Signer {
     /// Signs one order.
@@ -28,8 +33,13 @@ impl Signer {
         }
         // The call goes on if its caller leaves: what is signed must be recorded, and what is recorded logged.
         let signer = Arc::clone(self);
+        let deadline = asker.deadline;
         let task = tokio::spawn(async move { signer.sign_with_key(&asker, &order, "Sign").await });
-        task.await.map_err(|_| Error::CutOff)?
+        let signed = match deadline.and_then(|deadline| deadline.checked_sub(TO_ANSWER)) {
+            Some(last) => timeout_at(last.into(), task).await.map_err(|_| Error::Late)?,
+            None => task.await,
+        };
+        signed.map_err(|_| Error::CutOff)?
     }
 
     pub(super) async fn sign_with_key(
